@@ -1,0 +1,1 @@
+"""The spilled IVF index: train, assign, search, store."""

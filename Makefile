@@ -1,0 +1,48 @@
+# Seven words to know: setup demo test check serve bench-smoke clean. Everything runs in .venv, made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.nestvec-installed
+DB ?= nestvec-data
+
+.PHONY: help setup demo test check serve bench-smoke encoder clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "nestvec needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# Installed again when the metadata or a kernel changes.
+$(STAMP): $(BIN)/python pyproject.toml setup.py $(wildcard index/kernels/*.cpp index/kernels/*.hpp)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,parquet,bench]'
+	@touch $(STAMP)
+
+.venv/.nestvec-demo: $(BIN)/python pyproject.toml setup.py $(wildcard index/kernels/*.cpp index/kernels/*.hpp)
+	@test -e $(STAMP) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+setup: $(STAMP)  ## make .venv with nestvec and its development tools
+
+demo: .venv/.nestvec-demo  ## build a collection from Python's own documentation, serve it, ask it a question
+	$(BIN)/nestvec demo --db demo-db
+
+test: $(STAMP)  ## every check and every test
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+serve: .venv/.nestvec-demo  ## serve $(DB) on loopback
+	$(BIN)/nestvec serve --db $(DB)
+
+bench-smoke: $(STAMP)  ## a recall/latency sweep on a few thousand real vectors, within a minute
+	$(BIN)/nestvec bench --smoke --out bench-out
+
+clean:  ## remove what the words above made
+	rm -rf .venv build *.egg-info demo-db bench-out index/kernels/*.so

@@ -1,0 +1,308 @@
+"""The only code that creates, syncs and renames files of a database.
+
+A directory of files is published in one way: every file is written into a `tmp-*` directory and fsynced, `manifest.json`
+is written last, the directory is fsynced, renamed to its final name, and its parent is fsynced. Until a catalog
+transaction lists it, a published directory is an orphan that the next open sweeps away.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from nestvec.errors import Busy, Damaged, NestvecError
+
+BLOCK_BYTES = 1 << 20
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+def crash_point(name: str) -> None:
+    """Kill this process here when the environment variable NESTVEC_CRASH_AT is `name`: how crash tests aim."""
+    if os.environ.get("NESTVEC_CRASH_AT") == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a manifest knows about one file: `crc32c` of the whole and of every MiB."""
+
+    name: str
+    size: int
+    crc32c: int
+    blocks: list[int]
+
+
+class FileWriter:
+    """Append-only writer of one new file; checksums are computed on the way. `finish` makes it durable."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._size, self._crc, self._block_crc = 0, 0, 0
+        self._blocks: list[int] = []
+
+    def append(self, data: NDArray[Any] | bytes) -> None:
+        """Write the bytes of a contiguous array (or bytes) at the end."""
+        view = memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8)) if isinstance(data, np.ndarray) else (
+            memoryview(data))
+        while len(view):
+            piece = view[: BLOCK_BYTES - self._size % BLOCK_BYTES]
+            self._write(piece)
+            self._crc = crc32c(piece, self._crc)
+            self._block_crc = crc32c(piece, self._block_crc)
+            self._size += len(piece)
+            if self._size % BLOCK_BYTES == 0:
+                self._close_block()
+            view = view[len(piece) :]
+
+    def _write(self, piece: memoryview) -> None:
+        while len(piece):
+            piece = piece[os.write(self._fd, piece) :]
+
+    def _close_block(self) -> None:
+        self._blocks.append(self._block_crc)
+        self._block_crc = 0
+
+    def finish(self) -> FileEntry:
+        """fsync and close; the entry to list in the manifest."""
+        if self._size % BLOCK_BYTES:
+            self._close_block()
+        os.fsync(self._fd)
+        self.close()
+        return FileEntry(self._path.name, self._size, self._crc, self._blocks)
+
+    def flush_and_close(self) -> None:
+        """Close a scratch file that nobody needs after a crash."""
+        self.close()
+
+    def close(self) -> None:
+        """Close without promising anything (clean-up after an error)."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def write_file(path: Path, data: NDArray[Any] | bytes) -> FileEntry:
+    """Create `path` with these bytes, durably."""
+    writer = FileWriter(path)
+    try:
+        writer.append(data)
+        return writer.finish()
+    finally:
+        writer.close()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`: what kind of directory this is, its facts, and its files."""
+
+    kind: str
+    meta: dict[str, Any]
+    files: dict[str, FileEntry]
+
+
+def write_manifest(directory: Path, kind: str, meta: dict[str, Any], files: list[FileEntry]) -> int:
+    """Write the manifest last and fsync the directory. Returns the crc32c of the manifest, which the catalog keeps."""
+    head = {"format": f"nestvec-{kind}", "version": FORMAT_VERSION, "byte_order": "little", "meta": meta}
+    data = json.dumps(head | {"files": [asdict(entry) for entry in files]}, indent=1).encode()
+    entry = write_file(directory / MANIFEST, data)
+    fsync_directory(directory)
+    return entry.crc32c
+
+
+def read_manifest(directory: Path, kind: str, expected_crc: int) -> Manifest:
+    """Read and check a manifest, and the kind and size of every file that it lists.
+
+    Raises FileNotFoundError when the directory is gone, Damaged for everything else that is wrong.
+    """
+    path = directory / MANIFEST
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        if directory.exists():
+            raise Damaged(str(path), "is missing") from None
+        raise
+    found = crc32c(data)
+    if found != expected_crc:
+        raise Damaged(str(path), f"crc32c is {found:#010x}, the catalog says {expected_crc:#010x}")
+    content = json.loads(data)
+    if content["format"] != f"nestvec-{kind}" or content["version"] != FORMAT_VERSION:
+        raise Damaged(str(path), f"is {content['format']} version {content['version']}; this nestvec reads version "
+                                 f"{FORMAT_VERSION} of nestvec-{kind}")
+    files = {item["name"]: FileEntry(**item) for item in content["files"]}
+    for entry in files.values():
+        _check_size(directory / entry.name, entry)
+    return Manifest(kind, content["meta"], files)
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise Damaged(str(path), "is missing or not a regular file")
+    size = path.stat().st_size
+    if size != entry.size:
+        raise Damaged(str(path), f"has {size} bytes, its manifest says {entry.size}")
+
+
+def verify_file(path: Path, entry: FileEntry) -> None:
+    """Read the whole file and compare every MiB with its checksum. Raises Damaged naming file and block."""
+    _check_size(path, entry)
+    with path.open("rb") as file:
+        for number, expected in enumerate(entry.blocks):
+            found = crc32c(file.read(BLOCK_BYTES))
+            if found != expected:
+                where = f"block {number} (bytes from {number * BLOCK_BYTES})"
+                raise Damaged(str(path), f"{where} has crc32c {found:#010x}, its manifest says {expected:#010x}")
+
+
+def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A read-only view of a published file."""
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", shape=shape).view(np.ndarray)
+
+
+def write_arrays(directory: Path, kind: str, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> int:
+    """Write each array as `<name>.bin` and a manifest that tells their dtypes and shapes. Returns its crc32c."""
+    files, described = [], {}
+    for name, array in arrays.items():
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        files.append(write_file(directory / f"{name}.bin", little))
+        described[name] = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    return write_manifest(directory, kind, {"facts": meta, "arrays": described}, files)
+
+
+def read_arrays(directory: Path, kind: str, expected_crc: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The fully verified facts and arrays of `write_arrays`; the arrays are read-only maps."""
+    manifest = read_manifest(directory, kind, expected_crc)
+    arrays = {}
+    for name, described in manifest.meta["arrays"].items():
+        path = directory / f"{name}.bin"
+        verify_file(path, manifest.files[path.name])
+        arrays[name] = map_array(path, described["dtype"], tuple(described["shape"]))
+    return manifest.meta["facts"], arrays
+
+
+def fsync_directory(path: Path) -> None:
+    """Make names created in, renamed into or removed from a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Durable rename inside one parent directory; the target must not exist (an empty directory counts as absent)."""
+    os.rename(source, target)
+    fsync_directory(target.parent)
+
+
+def new_directory(path: Path) -> Path:
+    """Create a directory (its parent exists) durably; fine if it is there already."""
+    path.mkdir(exist_ok=True)
+    fsync_directory(path.parent)
+    return path
+
+
+@contextmanager
+def staging(parent: Path, what: str) -> Iterator[Path]:
+    """A new `tmp-*` directory under `parent`, removed on the way out unless it was renamed away."""
+    path = parent / f"tmp-{what}-{uuid.uuid4().hex[:12]}"
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it; live maps of its files stay readable until they are closed."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def sweep(parent: Path, keep: set[str]) -> None:
+    """Remove every entry of `parent` that is not in `keep`. The caller holds the lock that owns `parent`."""
+    if parent.is_dir():
+        for entry in os.listdir(parent):
+            if entry not in keep:
+                remove_tree(parent / entry)
+
+
+def sweep_temporary(parent: Path) -> None:
+    """Remove the `tmp-*` entries of `parent`. The caller holds the lock that owns `parent`."""
+    for entry in os.listdir(parent):
+        if entry.startswith("tmp-"):
+            path = parent / entry
+            remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+class FileLock:
+    """An flock on a file, held by one open file description: excludes other threads and other processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+
+    def try_acquire(self) -> bool:
+        """True when the lock is held now."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._fd = fd
+        return True
+
+    def acquire(self, seconds: float, what: str) -> None:
+        """Wait up to `seconds`; then raise Busy naming `what`."""
+        deadline = time.monotonic() + seconds
+        while not self.try_acquire():
+            if time.monotonic() >= deadline:
+                raise Busy(f"{what}: another thread or process holds {self.path}; try again when it has finished")
+            time.sleep(0.01)
+
+    def write_pid(self) -> None:
+        """Say in the file who holds it."""
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def holder(self) -> int:
+        """The pid that the holder wrote, 0 if unknown."""
+        text = self.path.read_text() if self.path.exists() else ""
+        return int(text) if text.strip().isdigit() else 0
+
+    def release(self) -> None:
+        """Let go; fine if not held."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextmanager
+def clean_disk_errors(what: str) -> Iterator[None]:
+    """Turn a full disk or quota into a NestvecError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise NestvecError(f"{what}: no space left ({error.strerror}); nothing was changed. Free some space and "
+                               "try again") from error
+        raise

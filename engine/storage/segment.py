@@ -1,0 +1,102 @@
+"""A sealed segment: vectors.bin (row-major, stored form), seqs.bin (i64, ascending), norms.bin (f32, cosine only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.storage import files
+from nestvec.errors import Damaged
+
+KIND = "segment"
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """An open segment: row i has sequence number `seqs[i]` and the stored vector `vectors[i]`."""
+
+    number: int
+    path: Path
+    vectors: NDArray[Any]
+    seqs: NDArray[np.int64]
+    norms: NDArray[np.float32] | None
+
+    @property
+    def rows(self) -> int:
+        """Rows, dead ones included."""
+        return len(self.seqs)
+
+    def find(self, seqs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(positions in the argument, rows here) of the sequence numbers that are in this segment."""
+        if not len(seqs):
+            return seqs, seqs
+        rows = np.searchsorted(self.seqs, seqs)
+        inside = rows < self.rows
+        inside[inside] = self.seqs[rows[inside]] == seqs[inside]
+        return np.flatnonzero(inside).astype(np.int64), rows[inside].astype(np.int64)
+
+
+class SegmentWriter:
+    """Writes a segment's files into a staging directory, block by block."""
+
+    def __init__(self, directory: Path, config: CollectionConfig) -> None:
+        self._directory, self._config = directory, config
+        self._vectors = files.FileWriter(directory / "vectors.bin")
+        self._norms = files.FileWriter(directory / "norms.bin") if config.metric == "cosine" else None
+
+    def append(self, vectors: NDArray[Any], norms: NDArray[np.float32] | None) -> None:
+        """Add stored vectors [n, dims] in the collection's dtype, and their norms under cosine."""
+        self._vectors.append(vectors)
+        if self._norms is not None and norms is not None:
+            self._norms.append(norms)
+
+    def finish(self, seqs: NDArray[np.int64]) -> int:
+        """Make it durable under its staging name; the manifest's crc32c."""
+        entries = [self._vectors.finish()]
+        if self._norms is not None:
+            entries.append(self._norms.finish())
+        files.crash_point("segment-vectors-written")
+        return finish_segment(self._directory, self._config, seqs, entries)
+
+    def close(self) -> None:
+        """Close the files after an error."""
+        self._vectors.close()
+        if self._norms is not None:
+            self._norms.close()
+
+
+def finish_segment(
+    directory: Path, config: CollectionConfig, seqs: NDArray[np.int64], entries: list[files.FileEntry]
+) -> int:
+    """Write seqs.bin and, last, the manifest that lists it and `entries`; the manifest's crc32c."""
+    entries = [*entries, files.write_file(directory / "seqs.bin", seqs.astype("<i8"))]
+    meta = {"dims": config.dims, "dtype": config.dtype, "metric": config.metric, "rows": len(seqs)}
+    return files.write_manifest(directory, KIND, meta, entries)
+
+
+def open_segment(path: Path, number: int, manifest_crc: int, config: CollectionConfig) -> Segment:
+    """Map a published segment. Manifest, file kinds and sizes are checked, and seqs.bin wholly; see `verify_segment`.
+
+    Raises FileNotFoundError when the directory is gone, Damaged for anything that does not fit.
+    """
+    manifest = files.read_manifest(path, KIND, manifest_crc)
+    meta = manifest.meta
+    if (meta["dims"], meta["dtype"], meta["metric"]) != (config.dims, config.dtype, config.metric):
+        raise Damaged(str(path / files.MANIFEST), f"describes {meta}, the collection is {config}")
+    files.verify_file(path / "seqs.bin", manifest.files["seqs.bin"])
+    rows = int(meta["rows"])
+    norms = files.map_array(path / "norms.bin", "float32", (rows,)) if config.metric == "cosine" else None
+    return Segment(number, path, files.map_array(path / "vectors.bin", config.dtype, (rows, config.dims)),
+                   files.map_array(path / "seqs.bin", "int64", (rows,)), norms)
+
+
+def verify_segment(path: Path, manifest_crc: int) -> None:
+    """Read every byte of a segment and compare it with its checksums. Raises Damaged naming file and block."""
+    manifest = files.read_manifest(path, KIND, manifest_crc)
+    for name, entry in manifest.files.items():
+        files.verify_file(path / name, entry)

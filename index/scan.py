@@ -1,0 +1,157 @@
+"""Exact search: the oracle of every other route, and a route itself.
+
+BLAS scores a block of rows in float32; rows that could still be among the best k, given the worst rounding error
+of that product, are scored again in float64. So results are exact, ties by row, at the speed of float32.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nestvec.errors import InvalidInput
+from nestvec.index import kernels
+from nestvec.index.metric import Metric, check_metric
+from nestvec.index.selection import Rows, Scores, top_k
+from nestvec.index.vectors import Vectors, check_allowed, check_query, check_vectors
+from nestvec.index.work import Work
+
+_BLOCK_FLOATS = 1 << 24  # 64 MiB of float32, for the block and for its scores
+_UNIT = 2.0**-24  # rounding unit of float32
+_UNDERFLOW = 1e-19  # a smaller coordinate's square is no longer a normal float32
+
+Float32 = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True)
+class _Best:
+    """The best k rows of the blocks seen so far."""
+
+    rows: Rows
+    scores: Scores
+
+    def floor(self, k: int) -> float:
+        """The score that a row must reach to matter."""
+        return float(self.scores[-1]) if self.rows.shape[0] == k else -np.inf
+
+
+def exact_search(
+    vectors: Vectors,
+    query: Float32,
+    k: int,
+    *,
+    metric: Metric,
+    allowed: npt.NDArray[np.bool_] | None = None,
+    work: Work | None = None,
+) -> tuple[Rows, Scores]:
+    """The best min(k, allowed rows) rows of float32|float16 [n, d] for float32 [d], best first.
+
+    Scores are accumulated in float64 and rounded to float32 once. Memory is bounded whatever n is; `vectors` may
+    be memory-mapped. Raises InvalidInput for wrong shapes, dtypes or k < 1.
+    """
+    _, dims = check_vectors(vectors)
+    batch = check_query(query, dims)[None]
+    return exact_search_batch(vectors, batch, k, metric=metric, allowed=allowed, work=work)[0]
+
+
+def exact_search_batch(
+    vectors: Vectors,
+    queries: Float32,
+    k: int,
+    *,
+    metric: Metric,
+    allowed: npt.NDArray[np.bool_] | None = None,
+    work: Work | None = None,
+) -> list[tuple[Rows, Scores]]:
+    """`exact_search` for float32 [b, d] queries, reading every row once for all of them."""
+    count, dims = check_vectors(vectors)
+    if queries.ndim != 2 or queries.shape[1] != dims:
+        raise InvalidInput(f"queries must have shape [b, {dims}], got {queries.shape}")
+    if k < 1:
+        raise InvalidInput(f"k must be >= 1, got {k}")
+    check_metric(metric)
+    allowed = check_allowed(allowed, count)
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    started = time.perf_counter()
+    best = [_Best(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    step = max(1, _BLOCK_FLOATS // max(dims, len(queries)))
+    read = 0
+    for start in range(0, count, step):
+        read += _search_block(vectors, queries, k, metric, allowed, start, min(start + step, count), best)
+    if work is not None:
+        work.rows += read
+        work.bytes += read * dims * vectors.dtype.itemsize
+        work.add_micros("exact", (time.perf_counter() - started) * 1e6)
+    return [(found.rows, found.scores) for found in best]
+
+
+def _search_block(
+    vectors: Vectors,
+    queries: Float32,
+    k: int,
+    metric: Metric,
+    allowed: npt.NDArray[np.bool_] | None,
+    start: int,
+    stop: int,
+    best: list[_Best],
+) -> int:
+    """Bring `best` up to date with rows start..stop; return how many of them were read."""
+    rows = np.arange(start, stop)
+    if allowed is not None:
+        rows = rows[allowed[start:stop]]
+        if rows.shape[0] == 0:
+            return 0
+    stored = vectors[start:stop] if rows.shape[0] == stop - start else vectors[rows]
+    block = np.asarray(stored, dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # overflow only widens the shortlist
+        low, high = _bounds(block, queries, metric)
+        for query, found, lower, upper in zip(queries, best, low, high, strict=True):
+            picked = _shortlist(lower, upper, k, found.floor(k))
+            chosen = np.concatenate((found.rows, rows[picked]))
+            scores = np.concatenate((found.scores, _rescore(vectors, query, rows[picked], metric)))
+            found.rows, found.scores = top_k(scores, chosen, k)
+    return int(rows.shape[0])
+
+
+def _bounds(block: Float32, queries: Float32, metric: Metric) -> tuple[Float32, Float32]:
+    """Lower and upper bounds, float32 [b, m] each, of the rounded scores.
+
+    A float32 sum of d products errs by at most d*u/(1-d*u) of ||q||*||x|| in any order of addition (Higham,
+    Accuracy and Stability, 3.1); twice that also covers the rounding of the norms, of the bounds and of the result.
+    """
+    dims = block.shape[1]
+    slack = 2.0 * (dims + 8) * _UNIT / (1.0 - dims * _UNIT)
+    products = queries @ block.T
+    squares = np.einsum("ij,ij->i", block, block)
+    norms = np.sqrt(squares) + np.float32(np.sqrt(dims) * _UNDERFLOW)
+    query_norms = np.linalg.norm(queries.astype(np.float64), axis=1)[:, None].astype(np.float32)
+    if metric == "dot":
+        margin = np.float32(slack) * query_norms * norms
+    else:
+        margin = np.float32(slack) * np.square(query_norms + norms)
+        products = 2.0 * products - squares - np.square(query_norms)
+    margin += np.float32(dims * 1e-37)  # products that underflow
+    unknown = ~np.isfinite(products)
+    lower, upper = products - margin, products + margin
+    if unknown.any():
+        lower[unknown], upper[unknown] = -np.inf, np.inf
+    return lower, upper
+
+
+def _shortlist(lower: Float32, upper: Float32, k: int, floor: float) -> npt.NDArray[np.intp]:
+    """Positions whose upper bound reaches the floor, or the k-th best lower bound if that is higher."""
+    picked = np.flatnonzero(upper >= floor)
+    if picked.shape[0] > 4 * k:
+        sure = lower[picked]
+        kth = np.partition(sure, sure.shape[0] - k)[sure.shape[0] - k]
+        picked = picked[upper[picked] >= kth]
+    return picked
+
+
+def _rescore(vectors: Vectors, query: Float32, rows: Rows, metric: Metric) -> Scores:
+    scores = np.zeros(rows.shape[0], np.float64)
+    kernels.band_scores(query, vectors, rows, 0, vectors.shape[1], metric, scores, None)
+    return scores.astype(np.float32)

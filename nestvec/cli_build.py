@@ -1,0 +1,178 @@
+"""`nestvec build`: files in, a searchable collection out."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nestvec.cli_options import DEFAULT_DB, Collection, Db, Json, comma_ints, comma_list
+from nestvec.cli_output import note, print_json, print_line, progress_reporter
+
+if TYPE_CHECKING:
+    import nestvec
+    from nestvec.engine.collection import Collection as EngineCollection
+
+DEFAULT_ENCODER = "static"
+
+
+def build(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(metavar="SOURCE...", help=".npy .npz .fvecs .bvecs .parquet .jsonl .jsonl.gz", show_default=False),
+    ],
+    collection: Collection,
+    dims: Annotated[int | None, typer.Option(help="Length of the vectors. [default: the source's]")] = None,
+    metric: Annotated[str | None, typer.Option(help="cosine, dot or l2. [default: cosine]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float16. [default: float32]")] = None,
+    granularities: Annotated[str | None, typer.Option(help="Allowed prefix lengths, such as 64,128,256.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Encoder of texts. [default: static where the source has no vectors]")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column or key of the ids.")] = None,
+    vector_column: Annotated[str | None, typer.Option(help="Column or key of the vectors.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column or key of the texts.")] = None,
+    payload_columns: Annotated[str | None, typer.Option(help="Columns or keys of the payload: a,b.")] = None,
+    rotate: Annotated[str, typer.Option(help="auto, pca or none: make prefixes meaningful by principal axes.")] = "auto",
+    skip_bad: Annotated[Path | None, typer.Option(help="Write bad rows to this .jsonl file and go on.")] = None,
+    partitions: Annotated[int | None, typer.Option(min=1, help="Number of partitions. [default: by size]")] = None,
+    db: Db = DEFAULT_DB,
+    json: Json = False,
+) -> None:
+    """Build a collection from files of vectors or texts.
+
+    The collection is made if it does not exist. If this command made it and then fails or is interrupted, the
+    collection is removed again.
+    """
+    import nestvec
+    from nestvec.engine.sources import open_source
+
+    source = open_source(
+        sources,
+        id_column=id_column,
+        vector_column=vector_column,
+        text_column=text_column,
+        payload_columns=comma_list(payload_columns),
+    )
+    wanted = {
+        "dims": dims,
+        "metric": metric,
+        "dtype": dtype,
+        "granularities": comma_ints(granularities, "--granularities"),
+        "encoder": encoder,
+    }
+    with nestvec.open(db) as database, _target(database, collection, wanted, source.dims) as target:
+        with progress_reporter() as progress:
+            report = target.build(
+                source, rotate=_rotation(rotate), rejects=skip_bad, progress=progress, partitions=partitions
+            )
+    if json:
+        print_json({"collection": collection, **vars_of(report)})
+    else:
+        _print_report(collection, report, skip_bad)
+
+
+def vars_of(report: Any) -> dict[str, Any]:
+    """The fields of a report, JSON-ready."""
+    from nestvec.cli_output import plain
+
+    values: dict[str, Any] = plain(report)
+    return values
+
+
+def _print_report(collection: str, report: Any, rejects: Path | None) -> None:
+    total = sum(report.seconds.values())
+    print_line(f"{collection}: {report.rows:,} rows in {total:.1f} s, generation {report.generation}")
+    for step, seconds in report.seconds.items():
+        print_line(f"  {step}: {seconds:.2f} s")
+    rotation = "rotated by principal axes" if report.rotated else "not rotated"
+    recall = "" if report.prefix_recall is None else f", prefix recall {report.prefix_recall:.3f}"
+    print_line(f"  {rotation}{recall}")
+    if report.rejected:
+        print_line(f"  {report.rejected:,} bad rows skipped, listed in {rejects}")
+
+
+def _rotation(value: str) -> Any:
+    from nestvec.errors import InvalidInput
+
+    if value not in ("auto", "pca", "none"):
+        raise InvalidInput(f"--rotate must be auto, pca or none; got {value!r}")
+    return value
+
+
+@contextmanager
+def _target(
+    database: nestvec.Database, name: str, wanted: dict[str, Any], source_dims: int | None
+) -> Iterator[EngineCollection]:
+    """The collection to build into; if it is made here, it is removed again when the block fails."""
+    exists = any(info.name == name for info in database.collections())
+    if exists:
+        target = database.collection(name)
+        _check_same(target, wanted)
+        yield target
+        return
+    with _interrupt_on_sigterm():
+        target = database.create_collection(name, **_creation(wanted, source_dims))
+        try:
+            yield target
+        except BaseException:
+            with _uninterrupted():
+                database.delete_collection(name)
+                note(f"removed collection {name!r}: the build did not finish")
+            raise
+
+
+def _creation(wanted: dict[str, Any], source_dims: int | None) -> dict[str, Any]:
+    """Arguments of create_collection: what was asked, then what the source says, then the default encoder."""
+    given = {key: value for key, value in wanted.items() if value is not None}
+    if "encoder" not in given and "dims" not in given:
+        if source_dims is None:
+            given["encoder"] = DEFAULT_ENCODER
+        else:
+            given["dims"] = source_dims
+    return given
+
+
+def _check_same(target: EngineCollection, wanted: dict[str, Any]) -> None:
+    """Refuse options that contradict the existing collection."""
+    from nestvec.errors import Conflict
+
+    for key, value in wanted.items():
+        existing = getattr(target.config, key)
+        if value is not None and value != existing:
+            raise Conflict(f"collection {target.name!r} exists with {key} {existing}; --{key} asks for {value}")
+
+
+@contextmanager
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Treat SIGTERM as an interrupt, so that a stopped build cleans up too."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore further interrupts: an impatient second Ctrl-C must not leave half of a clean-up."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to `app`."""
+    app.command()(build)

@@ -1,0 +1,24 @@
+"""Builds the optional C++ kernels; everything else about the package is in pyproject.toml.
+
+With no working compiler the install still succeeds and the numpy reference serves (slower, same answers).
+No -march=native: each function names its instruction set and the best is chosen at run time, so a wheel runs anywhere.
+"""
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+
+_FOLDER = "index/kernels"
+
+setup(
+    ext_modules=[
+        Pybind11Extension(
+            "nestvec.index.kernels._native",
+            sources=[f"{_FOLDER}/{name}.cpp" for name in ("binding", "scan", "bands", "encode")],
+            depends=[f"{_FOLDER}/{name}.hpp" for name in ("kernels", "shortlist")],
+            cxx_std=17,
+            # -ffp-contract=off: a fused multiply-add would round differently from the reference.
+            extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"],
+            optional=True,
+        )
+    ]
+)
