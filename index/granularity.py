@@ -31,8 +31,8 @@ def check_granularities(granularities: Iterable[int], dims: int) -> tuple[int, .
 def default_granularities(dims: int) -> tuple[int, ...]:
     """Usual prefix lengths below `dims`, then dims: 768 -> (64, 128, 256, 384, 768).
 
-    A prefix worth its own stage saves at least a quarter of the next one, so those nearer to dims are left out.
+    A prefix longer than half of dims saves too little to be worth a stage.
     """
     if dims < 1:
         raise InvalidInput(f"dims must be >= 1, got {dims}")
-    return (*(size for size in _USUAL if size * 3 <= dims * 2), dims)
+    return (*(size for size in _USUAL if size * 2 <= dims), dims)
