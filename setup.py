@@ -20,5 +20,6 @@ setup(
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"],
             optional=True,
         )
-    ]
+    ],
+    exclude_package_data={"nestvec.index.kernels": ["*.cpp", "*.hpp"]},  # in the sdist, not in the wheel
 )

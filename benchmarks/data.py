@@ -54,10 +54,10 @@ def _load_truth(path: Path, queries: int, k: int, rows: int) -> Rows:
     truth = np.load(path, allow_pickle=False)
     if truth.ndim != 2 or truth.shape[1] < k or len(truth) < queries or truth.dtype.kind not in "iu":
         raise InvalidInput(f"{path}: expected whole numbers [≥{queries}, ≥{k}], got {truth.dtype} {truth.shape}")
-    truth = truth[:queries, :k].astype(np.int64)
-    if truth.min() < 0 or truth.max() >= rows:
-        raise InvalidInput(f"{path}: row numbers must be 0..{rows - 1}, got {truth.min()}..{truth.max()}")
-    return truth
+    neighbours: Rows = truth[:queries, :k].astype(np.int64)
+    if neighbours.min() < 0 or neighbours.max() >= rows:
+        raise InvalidInput(f"{path}: row numbers must be 0..{rows - 1}, got {neighbours.min()}..{neighbours.max()}")
+    return neighbours
 
 
 def load_matrix(path: Path) -> Vectors:

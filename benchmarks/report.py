@@ -42,7 +42,7 @@ def _markdown(run: dict[str, Any], figures: list[dict[str, Any]]) -> str:
         [
             f"# {_title(run)}",
             "",
-            f"Run {run['id']}, {run['started']}, {run['n_queries']:,} queries one at a time, {run['threads']} thread(s).",
+            f"Run {run['id']}, {run['started']}, {run['n_queries']:,} queries one by one, threads: {run['threads']}.",
             f"Base `{run['base']}`, queries `{run['queries']}`.",
             "",
             f"Machine: {machine_line(run)}",
@@ -83,7 +83,9 @@ def _plot(path: Path, run: dict[str, Any], figures: list[dict[str, Any]]) -> Non
         own = [one for one in figures if one["system"] == system]
         best = frontier(own)
         (line,) = axes.plot([one["recall"] for one in best], [one["qps"] for one in best], marker="o", label=system)
-        axes.scatter([one["recall"] for one in own], [one["qps"] for one in own], s=12, alpha=0.4, color=line.get_color())
+        axes.scatter(
+            [one["recall"] for one in own], [one["qps"] for one in own], s=12, alpha=0.4, color=line.get_color()
+        )
     axes.set_yscale("log")
     axes.set_xlabel(f"recall@{run['k']}")
     axes.set_ylabel("queries per second, one at a time")

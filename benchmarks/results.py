@@ -137,7 +137,8 @@ class Results:
         """Every setting of `system` in `run`, in the order measured."""
         sql = """SELECT setting.id, setting.setting, peak_rss, build_s, index_bytes
             FROM setting JOIN build USING (run, system) WHERE run = ? AND system = ? ORDER BY setting.id"""
-        for identity, setting, peak, build_s, index_bytes in self._connection.execute(sql, (run, system)).fetchall():
+        rows: list[tuple[Any, ...]] = self._connection.execute(sql, (run, system)).fetchall()
+        for identity, setting, peak, build_s, index_bytes in rows:
             build = BuildInfo(build_s, index_bytes)
             yield Measured(system, json.loads(setting), peak, build, self._answers(identity))
 

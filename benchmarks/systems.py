@@ -19,6 +19,7 @@ from nestvec.errors import InvalidInput
 
 Setting = dict[str, Any]
 _BATCH_ROWS = 8_192
+_MAX_PROBES = 512
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,16 @@ class Nestvec:
         return BuildInfo(time.perf_counter() - started, _disk_bytes(workdir))
 
     def settings(self, k: int) -> list[Setting]:
-        """Exact: one. SOAR: probes doubling, each with a short and a long shortlist."""
+        """Exact: one. SOAR: probes doubling, each with short and long funnels."""
         if not self.soar:
             return [{"route": "exact"}]
         dims: tuple[int, ...] = self._collection.config.granularities
         return [{"route": "soar", "probes": p, "stages": s} for p in self._probes() for s in _funnels(dims, k)]
 
     def _probes(self) -> list[int]:
-        partitions = max(1, round(4 * float(self._collection.count()) ** 0.5))
-        return [2**power for power in range(11) if 2**power <= partitions]
+        """Powers of two, up to about the number of partitions; the engine takes more probes as all of them."""
+        bound = min(_MAX_PROBES, max(1.0, float(self._collection.count()) ** 0.6))
+        return [2**power for power in range(_MAX_PROBES.bit_length()) if 2**power <= bound]
 
     def search(self, queries: Vectors, k: int, setting: Setting) -> Answers:
         """Answer through Collection.search, with one fixed plan."""
@@ -117,12 +119,12 @@ def _batches(base: Vectors) -> Iterator[nestvec.Batch]:
 
 
 def _funnels(granularities: tuple[int, ...], k: int) -> list[list[list[int]]]:
-    """Two funnels: full-length scores for 5k or 20k candidates, over a middle prefix for four times as many."""
+    """Funnels as [dims, keep] stages, cheapest first: short and long ones over the middle prefix, and one of two."""
     middle = granularities[len(granularities) // 2]
-    full = granularities[-1]
-    if middle == full:
-        return [[[full, keep]] for keep in (5 * k, 20 * k)]
-    return [[[middle, 4 * keep], [full, keep]] for keep in (5 * k, 20 * k)]
+    funnels = [[[middle, 5 * k]], [[middle, 20 * k]]]
+    if granularities[0] < middle:
+        funnels.insert(1, [[granularities[0], 20 * k], [middle, 5 * k]])
+    return funnels
 
 
 def _plan(setting: Setting) -> nestvec.Plan | None:

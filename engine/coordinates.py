@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from nestvec.engine.schema import CollectionConfig
 from nestvec.errors import InvalidInput
@@ -20,7 +20,7 @@ _FLOAT16_MAX = 65504.0
 F32 = NDArray[np.float32]
 
 
-def as_matrix(vectors: Any, dims: int) -> F32:
+def as_matrix(vectors: ArrayLike, dims: int) -> F32:
     """f32 [n, dims], C-contiguous; InvalidInput where the shape or the type is another one."""
     try:
         with np.errstate(over="ignore", invalid="ignore"):
@@ -49,7 +49,8 @@ def bad_rows(matrix: F32, config: CollectionConfig) -> dict[int, str]:
     elif config.dtype == "float16":
         # A rotation may gather a whole vector's length in one number, so the length is what must fit.
         for row in np.flatnonzero(norms > _FLOAT16_MAX):
-            reasons.setdefault(int(row), f"the vector's length is beyond float16 (at most {_FLOAT16_MAX:g}); use dtype float32")
+            reason = f"the vector's length is beyond float16 (at most {_FLOAT16_MAX:g}); use dtype float32"
+            reasons.setdefault(int(row), reason)
     return reasons
 
 
@@ -94,7 +95,7 @@ def to_user(stored: NDArray[Any], norms: F32 | None, rotation: F32 | None) -> F3
     return vectors.astype(np.float32)
 
 
-def prepare_queries(vectors: Any, config: CollectionConfig) -> F32:
+def prepare_queries(vectors: ArrayLike, config: CollectionConfig) -> F32:
     """Checked queries f32 [b, dims], of unit length under cosine, not yet rotated."""
     matrix = as_matrix(vectors, config.dims)
     for row, reason in bad_rows(matrix, CollectionConfig(config.dims, config.metric, config.granularities)).items():

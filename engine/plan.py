@@ -92,5 +92,5 @@ def default_plan(config: CollectionConfig, rows: int, max_probes: int, k: int) -
     return Plan("soar", probes, (Stage(middle, keep),))
 
 
-def _is_int(value: Any) -> bool:
+def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)

@@ -39,7 +39,7 @@ class Hit:
 
 @dataclass(eq=False)
 class Hits:
-    """The answer to one query, best first; ties by order of writing. `plan` is what was done, `work` what it touched."""
+    """The answer to one query, best first, ties by order of writing; `plan`: what was done; `work`: what it touched."""
 
     hits: list[Hit]
     plan: Plan

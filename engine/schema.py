@@ -114,7 +114,7 @@ def check_payload(payload: dict[str, Any] | None) -> bytes:
     return data
 
 
-def _check_json(value: Any, depth: int) -> None:
+def _check_json(value: object, depth: int) -> None:
     if depth == 0:
         raise InvalidInput(f"a payload nests at most {MAX_PAYLOAD_DEPTH} deep")
     if isinstance(value, dict):

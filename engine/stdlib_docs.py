@@ -29,7 +29,7 @@ MAX_WORDS."""
 TOPICS_MODULE = "pydoc_data.topics"
 
 _SKIPPED = frozenset(
-    {"antigravity", "idlelib", "lib2to3", "pydoc_data", "test", "tests", "this", "turtledemo", "__main__"}
+    {"antigravity", "idlelib", "lib2to3", "nt", "posix", "pydoc_data", "test", "tests", "this", "turtledemo"}
 )
 _NOT_IMPORTED = frozenset({"readline"})  # writes escape codes to the terminal and changes input()
 _SERVED_BY = {"os": ("posix", "nt")}  # C modules whose names users know under another module

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,9 +35,18 @@ def serve(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on. [default: 8765]")] = None,
 ) -> None:
     """Serve a database over REST until Ctrl-C (or SIGTERM)."""
-    from nestvec.cli_serve import serve as run
+    from pydantic import ValidationError
 
-    run(db, host=host, port=port)
+    from nestvec.server.app import serve as run
+    from nestvec.server.settings import Settings
+
+    given: dict[str, Any] = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"NESTVEC_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise InvalidInput(f"settings of the service: {problems}") from None
+    run(db, settings)
 
 
 @app.command()

@@ -19,7 +19,7 @@ def bench(
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="How many neighbours.")] = 10,
     systems: Annotated[str, typer.Option(help="Names with commas between.")] = "exact,soar",
     threads: Annotated[int, typer.Option(min=1, help="Threads of every numeric library.")] = 1,
-    out: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("bench-results"),
+    out: Annotated[Path, typer.Option(help="Directory of the results.")] = Path("bench-out"),
     limit_rows: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
     limit_queries: Annotated[int | None, typer.Option(min=1, help="Use only the first queries.")] = None,
     smoke: Annotated[bool, typer.Option("--smoke", help="A minute's run on text that every Python has.")] = False,

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
 from nestvec.cli_options import DEFAULT_DB, Collection, Db, Json, comma_ints, comma_list
 from nestvec.cli_output import note, print_json, print_line, progress_reporter
+from nestvec.cli_signals import stops_interrupt, uninterrupted
 
 if TYPE_CHECKING:
     import nestvec
     from nestvec.engine.collection import Collection as EngineCollection
 
 DEFAULT_ENCODER = "static"
+Rotation = Literal["auto", "pca", "none"]
 
 
 def build(
     sources: Annotated[
         list[Path],
-        typer.Argument(metavar="SOURCE...", help=".npy .npz .fvecs .bvecs .parquet .jsonl .jsonl.gz", show_default=False),
+        typer.Argument(
+            metavar="SOURCE...", help=".npy .npz .fvecs .bvecs .parquet .jsonl .jsonl.gz", show_default=False
+        ),
     ],
     collection: Collection,
     dims: Annotated[int | None, typer.Option(help="Length of the vectors. [default: the source's]")] = None,
@@ -37,7 +41,9 @@ def build(
     vector_column: Annotated[str | None, typer.Option(help="Column or key of the vectors.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Column or key of the texts.")] = None,
     payload_columns: Annotated[str | None, typer.Option(help="Columns or keys of the payload: a,b.")] = None,
-    rotate: Annotated[str, typer.Option(help="auto, pca or none: make prefixes meaningful by principal axes.")] = "auto",
+    rotate: Annotated[
+        str, typer.Option(help="auto, pca or none: make prefixes meaningful by principal axes.")
+    ] = "auto",
     skip_bad: Annotated[Path | None, typer.Option(help="Write bad rows to this .jsonl file and go on.")] = None,
     partitions: Annotated[int | None, typer.Option(min=1, help="Number of partitions. [default: by size]")] = None,
     db: Db = DEFAULT_DB,
@@ -51,6 +57,7 @@ def build(
     import nestvec
     from nestvec.engine.sources import open_source
 
+    rotation = _rotation(rotate)
     source = open_source(
         sources,
         id_column=id_column,
@@ -65,26 +72,19 @@ def build(
         "granularities": comma_ints(granularities, "--granularities"),
         "encoder": encoder,
     }
-    with nestvec.open(db) as database, _target(database, collection, wanted, source.dims) as target:
-        with progress_reporter() as progress:
-            report = target.build(
-                source, rotate=_rotation(rotate), rejects=skip_bad, progress=progress, partitions=partitions
-            )
+    with (
+        nestvec.open(db) as database,
+        _target(database, collection, wanted, source.dims) as target,
+        progress_reporter() as progress,
+    ):
+        report = target.build(source, rotate=rotation, rejects=skip_bad, progress=progress, partitions=partitions)
     if json:
-        print_json({"collection": collection, **vars_of(report)})
+        print_json({"collection": collection, **{each.name: getattr(report, each.name) for each in fields(report)}})
     else:
         _print_report(collection, report, skip_bad)
 
 
-def vars_of(report: Any) -> dict[str, Any]:
-    """The fields of a report, JSON-ready."""
-    from nestvec.cli_output import plain
-
-    values: dict[str, Any] = plain(report)
-    return values
-
-
-def _print_report(collection: str, report: Any, rejects: Path | None) -> None:
+def _print_report(collection: str, report: nestvec.BuildReport, rejects: Path | None) -> None:
     total = sum(report.seconds.values())
     print_line(f"{collection}: {report.rows:,} rows in {total:.1f} s, generation {report.generation}")
     for step, seconds in report.seconds.items():
@@ -96,12 +96,12 @@ def _print_report(collection: str, report: Any, rejects: Path | None) -> None:
         print_line(f"  {report.rejected:,} bad rows skipped, listed in {rejects}")
 
 
-def _rotation(value: str) -> Any:
+def _rotation(value: str) -> Rotation:
     from nestvec.errors import InvalidInput
 
     if value not in ("auto", "pca", "none"):
         raise InvalidInput(f"--rotate must be auto, pca or none; got {value!r}")
-    return value
+    return cast("Rotation", value)
 
 
 @contextmanager
@@ -115,12 +115,12 @@ def _target(
         _check_same(target, wanted)
         yield target
         return
-    with _interrupt_on_sigterm():
+    with stops_interrupt():
         target = database.create_collection(name, **_creation(wanted, source_dims))
         try:
             yield target
         except BaseException:
-            with _uninterrupted():
+            with uninterrupted():
                 database.delete_collection(name)
                 note(f"removed collection {name!r}: the build did not finish")
             raise
@@ -145,32 +145,6 @@ def _check_same(target: EngineCollection, wanted: dict[str, Any]) -> None:
         existing = getattr(target.config, key)
         if value is not None and value != existing:
             raise Conflict(f"collection {target.name!r} exists with {key} {existing}; --{key} asks for {value}")
-
-
-@contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as an interrupt, so that a stopped build cleans up too."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore further interrupts: an impatient second Ctrl-C must not leave half of a clean-up."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def register(app: typer.Typer) -> None:

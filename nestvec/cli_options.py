@@ -29,4 +29,6 @@ def comma_ints(value: str | None, option: str) -> tuple[int, ...] | None:
     try:
         return None if value is None else tuple(int(part) for part in value.split(","))
     except ValueError:
-        raise InvalidInput(f"{option} must be whole numbers with commas between, such as 64,128; got {value!r}") from None
+        raise InvalidInput(
+            f"{option} must be whole numbers with commas between, such as 64,128; got {value!r}"
+        ) from None

@@ -21,7 +21,7 @@ ProgressCallback = Callable[[str, int, int | None], None]
 _PLAIN_INTERVAL_S = 2.0
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """The JSON form of a result: dataclasses as objects, arrays as lists, paths as text."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
@@ -34,7 +34,7 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Write one line of JSON to standard output."""
     print_line(json.dumps(plain(value), ensure_ascii=False))
 

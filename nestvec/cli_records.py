@@ -64,12 +64,13 @@ def search(
 
 
 def _print_hits(hits: Hits) -> None:
+    work = hits.work
     rows = [[hit.id, f"{hit.score:.4f}", printable(hit_text(hit.text, hit.payload))] for hit in hits.hits]
     print_table(["id", "score", "text"], rows)
-    note(f"{len(rows)} hits by {describe_plan(hits.plan)}: {hits.work.rows:,} rows scored, {hits.work.bytes:,} bytes read")
+    note(f"{len(rows)} hits by {describe_plan(hits.plan)}: {work.rows:,} rows scored, {work.bytes:,} bytes read")
 
 
-def describe_plan(plan: Any) -> str:
+def describe_plan(plan: nestvec.Plan) -> str:
     """One short line for a plan: route, probes, stages."""
     stages = " → ".join(f"{stage.dims} dims keep {stage.keep}" for stage in plan.stages)
     return f"{plan.route}, {plan.probes} probes, {stages}" if plan.route != "exact" else "exact"
@@ -194,7 +195,7 @@ def compact(
     _report(json, result, f"{result.segments_before} segments merged: {result.rows:,} rows, {result.dropped:,} dropped")
 
 
-def _report(json: bool, value: Any, line: str) -> None:
+def _report(json: bool, value: object, line: str) -> None:
     if json:
         print_json(value)
     else:

@@ -51,8 +51,8 @@ class Gate:
             logger.exception("request %s failed", request_id)
             if answer.started:
                 raise
-            problem = RequestProblem(500, "internal", "unexpected error; the server log has it under this instance")
-            await reply(problem, request_id)(scope, receive, answer)
+            hidden = RequestProblem(500, "internal", "unexpected error; the server log has it under this instance")
+            await reply(hidden, request_id)(scope, receive, answer)
 
     def _check_key(self, path: str, headers: Headers) -> None:
         if self.key_digest is None or path in OPEN_PATHS:

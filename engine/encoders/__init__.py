@@ -1,0 +1,6 @@
+"""Encoders: texts to nested vectors. `load_encoder(name)` finds one; `static` is the default."""
+
+from nestvec.engine.encoders.protocol import Encoder
+from nestvec.engine.encoders.registry import load_encoder, names
+
+__all__ = ["Encoder", "load_encoder", "names"]

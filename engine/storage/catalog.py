@@ -10,8 +10,9 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import apsw
 import numpy as np
@@ -108,6 +109,14 @@ class Catalog:
         if found != FORMAT_VERSION:
             self.close()
             raise Damaged(str(self.path), f"has format {found}; this nestvec reads {FORMAT_VERSION}: upgrade nestvec")
+
+    @property
+    def replaced(self) -> bool:
+        """True when another file, or none, has this path by now."""
+        try:
+            return self._current_inode() != self._inode
+        except (NotFound, Damaged):
+            return True
 
     @contextmanager
     def read(self) -> Iterator[apsw.Connection]:
@@ -227,7 +236,12 @@ class Catalog:
             raise NestvecError(f"{self.path}: {error}; nothing was changed") from error
 
 
-def meta_value(connection: apsw.Connection, key: str) -> Any:
+def rows_of(connection: apsw.Connection, query: str, bindings: tuple[int | None, ...] = ()) -> list[tuple[Any, ...]]:
+    """All rows of a query."""
+    return cast(list[tuple[Any, ...]], connection.execute(query, bindings).fetchall())
+
+
+def meta_value(connection: apsw.Connection, key: str) -> Any:  # noqa: ANN401 - SQLite values have many types
     """One value of the meta table, None if absent."""
     return connection.execute("SELECT value FROM meta WHERE key=?", (key,)).get
 
@@ -262,8 +276,8 @@ def growing_after(
     connection: apsw.Connection, seq: int, dims: int, limit: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Blocks of (seqs i64 [n], the user's vectors f32 [n, dims]) of growing rows with a higher seq, checked."""
-    cursor = connection.execute("SELECT seq, vector, crc FROM growing WHERE seq>? ORDER BY seq", (seq,))
-    while rows := cursor.fetchmany(limit):
+    cursor = iter(connection.execute("SELECT seq, vector, crc FROM growing WHERE seq>? ORDER BY seq", (seq,)))
+    while rows := cast(list[tuple[int, bytes, int]], list(islice(cursor, limit))):
         for number, blob, crc in rows:
             if crc32c(blob) != crc or len(blob) != 4 * dims:
                 raise Damaged(connection.filename, f"the vector of growing record seq {number} fails its checksum")
@@ -273,7 +287,7 @@ def growing_after(
 
 def tombstones_after(connection: apsw.Connection, number: int) -> NDArray[np.int64]:
     """Sequence numbers that died after tombstone `number`."""
-    rows = connection.execute("SELECT seq FROM tombstone WHERE n>?", (number,)).fetchall()
+    rows = rows_of(connection, "SELECT seq FROM tombstone WHERE n>?", (number,))
     return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
 

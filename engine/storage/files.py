@@ -1,8 +1,8 @@
 """The only code that creates, syncs and renames files of a database.
 
-A directory of files is published in one way: every file is written into a `tmp-*` directory and fsynced, `manifest.json`
-is written last, the directory is fsynced, renamed to its final name, and its parent is fsynced. Until a catalog
-transaction lists it, a published directory is an orphan that the next open sweeps away.
+A directory of files is published in one way: every file is written into a `tmp-*` directory and fsynced,
+`manifest.json` is written last, the directory is fsynced, renamed to its final name, and its parent is fsynced. Until
+a catalog transaction lists it, a published directory is an orphan that the next open sweeps away.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from crc32c import crc32c
@@ -59,8 +59,10 @@ class FileWriter:
 
     def append(self, data: NDArray[Any] | bytes) -> None:
         """Write the bytes of a contiguous array (or bytes) at the end."""
-        view = memoryview(np.ascontiguousarray(data).reshape(-1).view(np.uint8)) if isinstance(data, np.ndarray) else (
-            memoryview(data))
+        if isinstance(data, np.ndarray):
+            view = memoryview(cast(Any, np.ascontiguousarray(data).reshape(-1).view(np.uint8)))
+        else:
+            view = memoryview(data)
         while len(view):
             piece = view[: BLOCK_BYTES - self._size % BLOCK_BYTES]
             self._write(piece)
@@ -86,10 +88,6 @@ class FileWriter:
         os.fsync(self._fd)
         self.close()
         return FileEntry(self._path.name, self._size, self._crc, self._blocks)
-
-    def flush_and_close(self) -> None:
-        """Close a scratch file that nobody needs after a crash."""
-        self.close()
 
     def close(self) -> None:
         """Close without promising anything (clean-up after an error)."""
@@ -174,14 +172,19 @@ def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
     """A read-only view of a published file."""
     if 0 in shape:
         return np.empty(shape, dtype)
-    return np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r", shape=shape).view(np.ndarray)
+    return np.memmap(path, dtype=_little(np.dtype(dtype)), mode="r", shape=shape).view(np.ndarray)
+
+
+def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The little-endian form; by way of its name, so that it is the plain native type on a little-endian machine."""
+    return np.dtype(dtype.newbyteorder("<").str)
 
 
 def write_arrays(directory: Path, kind: str, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> int:
     """Write each array as `<name>.bin` and a manifest that tells their dtypes and shapes. Returns its crc32c."""
     files, described = [], {}
     for name, array in arrays.items():
-        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        little = np.ascontiguousarray(array, dtype=_little(array.dtype))
         files.append(write_file(directory / f"{name}.bin", little))
         described[name] = {"dtype": array.dtype.name, "shape": list(array.shape)}
     return write_manifest(directory, kind, {"facts": meta, "arrays": described}, files)

@@ -26,8 +26,8 @@ def _choose(wanted: str | None) -> str:
         )
     if not wanted and _available == ["numpy"]:
         warnings.warn(
-            "nestvec's C++ kernels are not built: searching with numpy, many times slower. To get the fast path, install "
-            "a C++17 compiler (on Debian or Ubuntu: apt-get install g++) and reinstall nestvec. "
+            "nestvec's C++ kernels are not built: searching with numpy, many times slower. To get the fast path, "
+            "install a C++17 compiler (on Debian or Ubuntu: apt-get install g++) and reinstall nestvec. "
             "NESTVEC_ISA=numpy silences this.",
             RuntimeWarning,
             stacklevel=2,

@@ -7,7 +7,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from nestvec.index.kernels import _native
+from nestvec.index.kernels import _native  # type: ignore[attr-defined]  # the C++ extension has no stub
 
 
 def available() -> list[str]:

@@ -227,7 +227,7 @@ def test_default_config_grows_with_the_collection() -> None:
     sizes = (64, 128, 256, 384, 768)
     assert [default_config(n, 768, sizes).partitions for n in (1, 10_000, 200_000, 1_000_000)] == [1, 128, 1024, 2048]
     config = default_config(1_000_000, 768, sizes)
-    assert (config.partition_dims, config.code_dims, config.dims_per_block) == (256, 128, 2)
+    assert (config.partition_dims, config.code_dims, config.dims_per_block) == (256, 192, 3)
     assert default_config(1000, 384, (192, 384)).dims_per_block == 3
     whole = default_config(1000, 768, (768,))
     assert (whole.partition_dims, whole.code_dims, whole.dims_per_block) == (768, 768, 6)

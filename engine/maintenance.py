@@ -1,0 +1,125 @@
+"""What seal, compact and build share: the lock, numbers for new directories, and their publication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.snapshot import SnapshotKeeper
+from nestvec.engine.storage import catalog, files
+from nestvec.engine.storage.generation import Generation, write_generation, write_postings
+from nestvec.engine.storage.layout import Layout
+from nestvec.errors import OutcomeUnknown
+from nestvec.index.soar.assign import assign
+from nestvec.index.soar.train import SoarModel
+
+LOCK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A collection's working parts, as maintenance needs them."""
+
+    layout: Layout
+    catalog: catalog.Catalog
+    keeper: SnapshotKeeper
+    config: CollectionConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """A directory that has its final name and waits for the catalog to list it."""
+
+    number: int
+    manifest_crc: int
+
+
+@contextmanager
+def maintenance(part: Part, what: str) -> Iterator[None]:
+    """Hold the maintenance lock, with the leftovers of any killed maintenance swept away first and last."""
+    lock = part.layout.maintenance_lock()
+    lock.acquire(LOCK_SECONDS, what)
+    try:
+        with files.clean_disk_errors(what):
+            part.layout.sweep(part.catalog)
+            try:
+                yield
+            except OutcomeUnknown:
+                raise  # the commit may yet turn out to list the new directories
+            except BaseException:
+                part.layout.sweep(part.catalog)
+                raise
+    finally:
+        lock.release()
+
+
+def next_number(part: Part, table: str) -> int:
+    """The next key of `table`; the maintenance lock keeps it ours until the transaction that uses it."""
+    with part.catalog.read() as connection:
+        return catalog.last_number(connection, table) + 1
+
+
+def publish_segment(part: Part, directory: Path, manifest_crc: int) -> Published:
+    """Give a finished staging directory its final name."""
+    number = next_number(part, "segment")
+    files.crash_point("segment-staged")
+    files.rename(directory, part.layout.segment(number))
+    files.crash_point("segment-renamed")
+    return Published(number, manifest_crc)
+
+
+def publish_generation(part: Part, model: SoarModel, rotation: NDArray[np.float32] | None) -> Published:
+    """Write a trained model into its final directory."""
+    number = next_number(part, "generation")
+    with files.staging(part.layout.root, "generation") as directory:
+        crc = write_generation(directory, model, rotation)
+        files.crash_point("generation-staged")
+        files.rename(directory, part.layout.generation(number))
+    files.crash_point("generation-renamed")
+    return Published(number, crc)
+
+
+def publish_postings(
+    part: Part, generation: int, segment: int, model: SoarModel, vectors: NDArray[Any],
+    progress: Callable[[int], None] | None = None,
+) -> int:
+    """Code a segment's vectors and write its posting lists into their final directory; the manifest's crc32c."""
+    postings = assign(model, vectors, progress)
+    with files.staging(part.layout.root, "postings") as directory:
+        crc = write_postings(directory, postings)
+        files.crash_point("postings-staged")
+        files.rename(directory, part.layout.posting_lists(generation, segment))
+    files.crash_point("postings-renamed")
+    return crc
+
+
+def list_segment(connection: apsw.Connection, segment: Published, rows: int) -> None:
+    """Inside the publishing transaction: the segment exists from this commit on."""
+    connection.execute("INSERT INTO segment(segment, rows, manifest_crc) VALUES (?, ?, ?)",
+                       (segment.number, rows, segment.manifest_crc))
+
+
+def list_generation(connection: apsw.Connection, generation: Published, partitions: int) -> None:
+    """Inside the publishing transaction: this generation is the current one from this commit on."""
+    connection.execute("INSERT INTO generation(generation, manifest_crc, partitions) VALUES (?, ?, ?)",
+                       (generation.number, generation.manifest_crc, partitions))
+    connection.execute("UPDATE meta SET value=? WHERE key='current_generation'", (generation.number,))
+
+
+def list_postings(connection: apsw.Connection, generation: int, segment: int, manifest_crc: int) -> None:
+    """Inside the publishing transaction: these posting lists belong to the segment from this commit on."""
+    connection.execute("INSERT INTO postings(generation, segment, manifest_crc) VALUES (?, ?, ?)",
+                       (generation, segment, manifest_crc))
+
+
+def usable_model(generation: Generation | None) -> SoarModel | None:
+    """The current model, None without a generation or where it is damaged."""
+    return generation.model if generation else None

@@ -1,0 +1,103 @@
+"""Upsert and delete: validate the whole request, then one durable transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import apsw
+import numpy as np
+from crc32c import crc32c
+
+from nestvec.engine.coordinates import F32, as_matrix, bad_rows
+from nestvec.engine.record import Record, UpsertResult
+from nestvec.engine.schema import CollectionConfig, check_id, check_payload, check_text
+from nestvec.engine.storage.catalog import Catalog, last_number, record_crc
+from nestvec.errors import InvalidInput, InvalidRecord
+
+Encode = Callable[[Sequence[str]], F32]
+
+
+class Row(NamedTuple):
+    """A record's checked columns, as the catalog stores them."""
+
+    id: str
+    payload: bytes
+    text: str | None
+    crc: int
+
+
+def check_row(position: int, id: str, payload: dict[str, Any] | None, text: str | None) -> Row:
+    """The columns of one record, or InvalidRecord saying which record and why."""
+    try:
+        checked, data, content = check_id(id), check_payload(payload), check_text(text)
+    except InvalidInput as error:
+        raise InvalidRecord(position, id if isinstance(id, str) else None, str(error)) from None
+    return Row(checked, data, content, record_crc(checked, data, content))
+
+
+def check_records(records: Sequence[Record], config: CollectionConfig, encode: Encode) -> tuple[list[Row], F32]:
+    """(columns, the user's vectors f32 [n, dims]) of a whole request, or InvalidRecord for the first bad one."""
+    rows: list[Row] = []
+    seen: dict[str, int] = {}
+    vectors = np.empty((len(records), config.dims), np.float32)
+    to_encode: list[int] = []
+    for position, record in enumerate(records):
+        row = check_row(position, record.id, record.payload, record.text)
+        first = seen.setdefault(row.id, position)
+        if first != position:
+            raise InvalidRecord(position, row.id, f"the same id is already at position {first} of this request")
+        rows.append(row)
+        if record.vector is not None:
+            vectors[position] = _vector(position, record, config)
+        elif row.text is not None and config.encoder is not None:
+            to_encode.append(position)
+        else:
+            raise InvalidRecord(position, row.id, "it has no vector" if config.encoder is None else
+                                "it has neither vector nor text")
+    if to_encode:
+        vectors[to_encode] = as_matrix(encode([rows[position].text or "" for position in to_encode]), config.dims)
+    for position, reason in sorted(bad_rows(vectors, config).items()):
+        raise InvalidRecord(position, rows[position].id, reason)
+    return rows, vectors
+
+
+def _vector(position: int, record: Record, config: CollectionConfig) -> F32:
+    try:
+        matrix = as_matrix(np.asarray(record.vector)[None], config.dims)
+    except (InvalidInput, ValueError) as error:
+        raise InvalidRecord(position, record.id, str(error)) from None
+    return matrix.reshape(-1)
+
+
+def upsert(catalog: Catalog, rows: Sequence[Row], vectors: F32) -> UpsertResult:
+    """Write checked records; when this returns they are durable and every reader sees them."""
+    blobs = [vector.tobytes() for vector in vectors.astype("<f4")]
+    with catalog.write() as connection:
+        _bury(connection, [row.id for row in rows])
+        seq = last_number(connection, "record")
+        connection.executemany("INSERT INTO record(seq, id, payload, text, crc) VALUES (?, ?, ?, ?, ?)",
+                               ((seq + i, *row) for i, row in enumerate(rows, 1)))
+        connection.executemany("INSERT INTO growing(seq, vector, crc) VALUES (?, ?, ?)",
+                               ((seq + i, blob, crc32c(blob)) for i, blob in enumerate(blobs, 1)))
+    return UpsertResult(len(rows), seq + len(rows))
+
+
+def delete(catalog: Catalog, ids: Sequence[str]) -> int:
+    """Remove the records that exist among `ids`; how many did."""
+    with catalog.write() as connection:
+        return _bury(connection, list(dict.fromkeys(ids)))
+
+
+def _bury(connection: apsw.Connection, ids: Sequence[str]) -> int:
+    """Tombstone and delete the present versions of these ids."""
+    seqs = []
+    for id in ids:
+        seq = connection.execute("SELECT seq FROM record WHERE id=?", (id,)).get
+        if seq is not None:
+            seqs.append((seq,))
+    if seqs:
+        connection.executemany("INSERT INTO tombstone(seq) VALUES (?)", seqs)
+        connection.executemany("DELETE FROM record WHERE seq=?", seqs)
+        connection.executemany("DELETE FROM growing WHERE seq=?", seqs)
+    return len(seqs)

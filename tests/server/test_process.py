@@ -1,0 +1,90 @@
+"""The service as a process of its own on a loopback port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+START = """
+import sys
+from nestvec.server.app import serve
+from nestvec.server.settings import Settings
+serve(sys.argv[1], Settings())
+"""
+
+
+def start(path: Path, **settings: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NESTVEC_API")}
+    return subprocess.Popen(
+        [sys.executable, "-c", START, str(path)],
+        env={**environment, **{f"NESTVEC_{k.upper()}": v for k, v in settings.items()}},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def wait_ready(process: subprocess.Popen[str], url: str) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(url + "/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_keeps_what_it_acknowledged_and_stops_with_0(tmp_path: Path, number: signal.Signals) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = start(tmp_path / "db", port=port)
+    wait_ready(process, url)
+    assert httpx.put(url + "/v1/collections/c", json={"dims": 2}).status_code == 201
+    body = {"records": [{"id": "a", "vector": [1, 0]}]}
+    assert httpx.put(url + "/v1/collections/c/records", json=body).status_code == 200
+    second = start(tmp_path / "db", port=free_port())
+    assert second.wait(30) != 0
+    assert str(process.pid) in second.communicate()[1]
+    process.send_signal(number)
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+    assert "no API key, so loopback only" in log
+    again = start(tmp_path / "db", port=port)
+    wait_ready(again, url)
+    assert httpx.get(url + "/v1/collections/c/records/count").json() == {"count": 1}
+    again.terminate()
+    again.communicate(timeout=30)
+    assert again.returncode == 0
+
+
+def test_a_declared_body_over_the_bound_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    port = free_port()
+    process = start(tmp_path / "db", port=port, max_body_mb="1")
+    wait_ready(process, f"http://127.0.0.1:{port}")
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as wire:
+        wire.sendall(b"POST /v1/collections/c/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: 99999999999\r\n\r\n{")  # fmt: skip
+        answer = b""
+        while piece := wire.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == 0

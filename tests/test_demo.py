@@ -1,0 +1,57 @@
+"""The demo, end to end: real text, real server, real request."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nestvec import demo
+from nestvec.errors import NestvecError
+
+
+def run_demo(db: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("NESTVEC_")}
+    command = [sys.executable, "-m", "nestvec.cli", "demo", "--db", str(db), *arguments]
+    return subprocess.run(command, env=kept, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def demo_db(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "demo-db"
+
+
+def test_demo_builds_serves_answers_and_ends(demo_db: Path) -> None:
+    done = run_demo(demo_db)
+    assert done.returncode == 0, done.stderr
+    assert "built" in done.stderr
+    for word in ("zip", "plan   route soar", "work", "REST   http://127.0.0.1:", "/docs", "curl -s"):
+        assert word in done.stdout
+
+
+def test_a_second_demo_uses_what_the_first_built(demo_db: Path) -> None:
+    done = run_demo(demo_db, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "using the collection" in done.stderr
+    reply = json.loads(done.stdout)
+    assert len(reply["hits"]) == demo.K
+    assert any("zip" in hit["id"] for hit in reply["hits"])
+
+
+def test_an_unfinished_or_foreign_build_is_built_again(demo_db: Path) -> None:
+    stamp = demo_db / "demo.json"
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "python": "2.7"}))
+    done = run_demo(demo_db)
+    assert done.returncode == 0, done.stderr
+    assert "built" in done.stderr
+
+
+def test_a_server_that_cannot_start_is_reported_with_its_words(tmp_path: Path) -> None:
+    not_a_database = tmp_path / "file"
+    not_a_database.write_text("text")
+    with pytest.raises(NestvecError, match=r"the server ended with exit code \d+: nestvec: "), demo.serving(not_a_database):
+        pass
