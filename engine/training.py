@@ -58,10 +58,8 @@ def pca_rotation(sample: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def prefix_dims(config: CollectionConfig) -> int | None:
     """The granularity by which the rotation is decided: the largest up to 128, else 256; None: no such prefix."""
-    short = [g for g in config.granularities if g <= 128] or [g for g in config.granularities if g <= 256]
-    if not short or max(short) >= config.dims:
-        return None
-    return max(short) if short[-1] <= 128 else min(short)
+    shorter = [g for g in config.granularities if g < config.dims]
+    return max((g for g in shorter if g <= 128), default=next((g for g in shorter if g <= 256), None))
 
 
 def decide_rotation(

@@ -1,0 +1,318 @@
+"""A collection keeps what it acknowledged and finds what brute force finds, through seal, build, compact and reopen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import nestvec
+from nestvec import Batch, Collection, Plan, Record, Stage
+from nestvec.engine.schema import Metric
+
+DIMS = 24
+F32 = NDArray[np.float32]
+
+
+def some(count: int, seed: int = 0, dims: int = DIMS) -> F32:
+    return np.random.default_rng(seed).normal(size=(count, dims)).astype(np.float32)
+
+
+def records(vectors: F32, start: int = 0) -> list[Record]:
+    return [Record(str(start + i), vector, {"n": start + i}) for i, vector in enumerate(vectors)]
+
+
+def brute(vectors: F32, query: F32, k: int, metric: Metric) -> list[int]:
+    wide, q = vectors.astype(np.float64), query.astype(np.float64)
+    if metric == "cosine":
+        scores = wide @ q / np.linalg.norm(wide, axis=1)
+    else:
+        scores = wide @ q if metric == "dot" else -np.square(wide - q).sum(axis=1)
+    return [int(row) for row in np.argsort(-scores, kind="stable")[:k]]
+
+
+def found(collection: Collection, query: F32, k: int = 10, **options: object) -> list[int]:
+    return [int(hit.id) for hit in collection.search(query, k=k, **options)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_exact_search_is_brute_force_growing_sealed_mixed_and_compacted(tmp_path: Path, metric: Metric) -> None:
+    vectors = some(1300)
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS, metric=metric)
+        collection.upsert(records(vectors[:700]))
+        query = some(1, 9)[0]
+        assert found(collection, query, exact=True) == brute(vectors[:700], query, 10, metric)
+        assert collection.seal().rows == 700
+        collection.upsert(records(vectors[700:], 700))
+        assert found(collection, query, exact=True) == brute(vectors, query, 10, metric)
+        assert collection.seal().generation == 1
+        assert collection.compact().segments_before == 2
+        assert found(collection, query, exact=True) == brute(vectors, query, 10, metric)
+        collection.verify()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_get_gives_the_user_s_scale_back(tmp_path: Path, metric: Metric, dtype: nestvec.engine.schema.Dtype) -> None:
+    vectors = some(1200) * np.linspace(0.1, 9, 1200, dtype=np.float32)[:, None]
+    vectors *= np.linspace(0.02, 1, DIMS, dtype=np.float32)
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS, metric=metric, granularities=(4, DIMS), dtype=dtype)
+        report = collection.build([Batch(0, vectors=vectors)], rotate="pca")
+        assert report.rotated
+        collection.upsert([Record("new", vectors[5])])
+        bound = 1e-5 if dtype == "float32" else 1e-2
+        for id, row in (("0", 0), ("777", 777), ("new", 5)):
+            got = collection.get([id], with_vector=True)[0].vector
+            assert got is not None
+            np.testing.assert_allclose(got, vectors[row], atol=bound * float(np.linalg.norm(vectors[row])))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 999, 1000, 1001])
+def test_any_number_of_rows_survives_seal_and_reopen(tmp_path: Path, rows: int) -> None:
+    vectors = some(rows)
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        collection.upsert(records(vectors))
+        assert collection.seal().generation == (1 if rows >= 1000 else None)
+    with nestvec.open(tmp_path / "db", create=False) as database:
+        collection = database.collection("c")
+        assert collection.count() == rows
+        assert len(collection.search(some(1)[0], k=10)) == min(10, rows)
+        assert collection.compact(retrain=True).rows == rows
+
+
+def test_auto_rotation_is_used_where_short_prefixes_are_poor(tmp_path: Path) -> None:
+    vectors = some(3000) * np.linspace(0.05, 1, DIMS, dtype=np.float32) ** 2
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS, granularities=(8, DIMS))
+        report = collection.build([Batch(0, vectors=vectors)])
+        assert report.rotated
+        assert report.prefix_recall is not None
+        assert report.prefix_recall > 0.5
+        query = vectors[17]
+        assert found(collection, query, exact=True) == brute(vectors, query, 10, "cosine")
+        assert found(collection, query)[0] == 17
+        collection.upsert([Record("3000", query * 2)])
+        assert set(found(collection, query, k=2)) == {17, 3000}
+        assert collection.seal().rows == 1
+        assert collection.compact(retrain=True).rows == 3001
+        assert found(collection, query, k=2, exact=True) == [17, 3000]
+
+
+def test_upsert_replaces_and_delete_is_final(tmp_path: Path) -> None:
+    vectors = some(50)
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        collection.upsert(records(vectors))
+        collection.seal()
+        collection.upsert([Record("3", vectors[4], {"new": True}, "text")])
+        assert collection.delete(["4", "5", "absent"]) == 2
+        for step in (lambda: None, collection.seal, collection.compact):
+            step()
+            assert collection.count() == 48
+            hit = collection.search(vectors[4], k=1, with_vector=True)[0]
+            assert (hit.id, hit.payload, hit.text) == ("3", {"new": True}, "text")
+            assert not {4, 5} & set(found(collection, vectors[4], k=50))
+            assert collection.get(["4"]) == []
+
+
+def test_a_batch_with_one_bad_record_changes_nothing(tmp_path: Path) -> None:
+    good = Record("a", some(1)[0])
+    bad: list[Record] = [
+        Record("", good.vector), Record("x\n", good.vector), Record("x" * 257, good.vector), Record("\ud800", good.vector),
+        Record("b", np.zeros(DIMS, np.float32)), Record("b", np.full(DIMS, np.nan, np.float32)),
+        Record("b", np.ones(DIMS + 1, np.float32)), Record("b", None), Record("a", good.vector),
+        Record("b", good.vector, {"x": float("nan")}), Record("b", good.vector, {"x": "y" * 70000}),
+        Record("b", good.vector, {1: 2}),  # type: ignore[dict-item]
+    ]
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        for record in bad:
+            with pytest.raises(nestvec.InvalidRecord) as caught:
+                collection.upsert([good, record])
+            assert caught.value.position == 1
+        assert collection.count() == 0
+        with pytest.raises(nestvec.InvalidRecord, match="24 dims, got 25"):
+            collection.upsert([bad[6]])
+
+
+def test_float16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=2, metric="dot", dtype="float16")
+        with pytest.raises(nestvec.InvalidRecord, match="float16"):
+            collection.upsert([Record("a", np.array([1e5, 0], np.float32))])
+
+
+def test_a_search_always_gives_k_hits_and_says_when_it_widened(tmp_path: Path) -> None:
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        vectors = some(2500)
+        collection.build([Batch(0, vectors=vectors)])
+        assert collection.search(vectors[0]).plan.route == "soar"
+        narrow = Plan("soar", 1, (Stage(DIMS, 1000),))
+        hits = collection.search(vectors[0], k=1000, plan=narrow)
+        assert (len(hits), hits.plan.route) == (1000, "exact")
+        collection.delete([str(i) for i in range(2495)])
+        assert len(collection.search(vectors[0], k=10)) == 5
+
+
+@pytest.mark.parametrize("query", [
+    {"vector": [1.0]}, {"vector": [[1.0] * DIMS]}, {"vector": [float("nan")] * DIMS}, {"vector": [0.0] * DIMS}, {},
+    {"text": "no encoder"}, {"vector": [1.0] * DIMS, "k": 0}, {"vector": [1.0] * DIMS, "k": 1001},
+    {"vector": [1.0] * DIMS, "text": "both"}, {"vector": ["x"] * DIMS},
+    {"vector": [1.0] * DIMS, "plan": Plan("soar", 1, (Stage(7, 10),))},
+])
+def test_unusable_queries_are_invalid_input(tmp_path: Path, query: dict[str, object]) -> None:
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        with pytest.raises(nestvec.InvalidInput):
+            collection.search(**query)  # type: ignore[arg-type]
+
+
+def test_build_rejects_go_to_a_file_or_stop_the_build(tmp_path: Path) -> None:
+    vectors = some(10)
+    vectors[4] = np.nan
+    ids = [str(i) for i in range(10)]
+    ids[7] = "0"
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        with pytest.raises(nestvec.InvalidRecord, match=r"row 4 .*NaN"):
+            collection.build([Batch(0, ids, vectors)])
+        assert collection.count() == 0
+        batches = [Batch(0, ids[:5], vectors[:5]), Batch(5, ids[5:], vectors[5:])]
+        report = collection.build(batches, rejects=tmp_path / "bad.jsonl")
+        assert (report.rows, report.rejected, collection.count()) == (8, 2, 8)
+        lines = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+        assert [(line["row"], line["id"]) for line in lines] == [(4, "4"), (7, "0")]
+        with pytest.raises(nestvec.InvalidRecord, match="already holds"):
+            collection.build([Batch(0, vectors=some(1))])
+        with pytest.raises(nestvec.InvalidInput, match="24 dims, got 3"):
+            collection.build([Batch(0, vectors=some(1, dims=3))])
+        assert not list((tmp_path / "db").rglob("tmp-*"))
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+
+        def interrupt(stage: str, done: int, total: int | None) -> None:
+            if stage == "assign":
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            collection.build([Batch(0, vectors=some(1500))], progress=interrupt)
+        root = tmp_path / "db" / "collections" / "000001"
+        assert not [path for name in ("segments", "generations", "postings") for path in (root / name).iterdir()]
+        assert not list(root.glob("tmp-*"))
+        assert collection.build([Batch(0, vectors=some(1500))]).rows == 1500
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+def test_damaged_postings_are_quarantined_and_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "db" / "collections" / "000001"
+    vectors = some(2200)
+    with nestvec.open(tmp_path / "db") as database:
+        database.create_collection("c", dims=DIMS).build([Batch(0, vectors=vectors)])
+    flip(root / "postings" / "1-1" / "codes.bin", 10)
+    for expected in (1, 0):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "nestvec"), nestvec.open(tmp_path / "db") as database:
+            assert found(database.collection("c"), vectors[3])[0] == 3
+            database.collection("c").verify()
+        assert sum("codes.bin" in record.getMessage() for record in caplog.records) == expected
+    assert len(list((root / "quarantine").iterdir())) == 1
+
+
+def test_damaged_segments_and_records_are_named(tmp_path: Path) -> None:
+    root = tmp_path / "db" / "collections" / "000001"
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        collection.upsert(records(some(100)))
+        collection.seal()
+        flip(root / "segments" / "1" / "vectors.bin", 5)
+        with pytest.raises(nestvec.Damaged, match=r"vectors\.bin: block 0"):
+            collection.verify()
+    for name in ("manifest.json", "seqs.bin"):
+        flip(root / "segments" / "1" / name, 5)
+        with pytest.raises(nestvec.Damaged, match=name):
+            nestvec.open(tmp_path / "db")
+        flip(root / "segments" / "1" / name, 5)
+    (root / "catalog.sqlite").unlink()
+    with pytest.raises(nestvec.Damaged, match=r"catalog\.sqlite"):
+        nestvec.open(tmp_path / "db")
+
+
+def test_searches_go_on_while_others_write_seal_and_compact(tmp_path: Path) -> None:
+    vectors = some(600)
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        collection.upsert(records(vectors[:100]))
+
+        def search(turn: int) -> None:
+            for _ in range(60):
+                hits = collection.search(vectors[turn], k=100)
+                assert len({hit.id for hit in hits}) == 100
+                assert hits[0].id == str(turn)
+
+        def write() -> None:
+            for start in range(100, 600, 50):
+                collection.upsert(records(vectors[start : start + 50], start))
+                collection.upsert(records(vectors[start : start + 50], start))
+                collection.seal()
+                collection.compact()
+
+        with ThreadPoolExecutor(4) as pool:
+            for future in [pool.submit(write), *(pool.submit(search, turn) for turn in range(3))]:
+                future.result()
+        assert collection.count() == 600
+        assert found(collection, vectors[7], exact=True) == brute(vectors, vectors[7], 10, "cosine")
+
+
+WRITER = """
+import sys, numpy as np, nestvec
+path, who = sys.argv[1:]
+rng = np.random.default_rng(int(who))
+with nestvec.open(path) as database:
+    collection = database.collection("c")
+    for i in range(20):
+        collection.upsert([nestvec.Record(f"{who}-{i}-{j}", rng.normal(size=24)) for j in range(5)])
+        if i % 7 == 6:
+            try:
+                collection.seal()
+                collection.compact()
+            except nestvec.Busy:
+                pass
+"""
+
+
+def test_four_processes_lose_nothing_and_see_each_other_at_once(tmp_path: Path) -> None:
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        command = [sys.executable, "-c", WRITER, str(tmp_path / "db")]
+        children = [subprocess.Popen([*command, str(who)]) for who in range(4)]
+        assert [child.wait(60) for child in children] == [0] * 4
+        assert collection.count() == 400
+        ids = [f"{who}-{i}-{j}" for who in range(4) for i in range(20) for j in range(5)]
+        assert len(collection.get(ids, with_vector=True)) == 400
+        assert len(collection.search(some(1)[0], k=400)) == 400
+        with nestvec.open(tmp_path / "db") as other:
+            theirs = other.collection("c")
+            assert theirs.delete(ids[:1]) == 1
+            assert collection.count() == 399
+            theirs.seal()
+            assert len(collection.search(some(1)[0], k=1000)) == 399

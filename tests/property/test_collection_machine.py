@@ -1,0 +1,101 @@
+"""Any order of verbs leaves a collection equal to a dictionary searched by brute force."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from numpy.typing import NDArray
+
+import nestvec
+from nestvec import Batch, Record
+
+DIMS = 4
+IDS = st.sampled_from([f"id{i}" for i in range(12)])
+VECTORS = st.lists(st.integers(-8, 8), min_size=DIMS, max_size=DIMS).map(lambda v: np.array(v, np.float32))
+
+
+class Machine(RuleBasedStateMachine):
+    """`model` holds id -> (vector, payload), oldest write first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = Path(tempfile.mkdtemp(prefix="nestvec-machine-"))
+        self.model: dict[str, tuple[NDArray[np.float32], dict[str, int]]] = {}
+        self.count = 0
+        self.built = 0
+
+    @initialize(metric=st.sampled_from(["dot", "l2"]))
+    def create(self, metric: nestvec.engine.schema.Metric) -> None:
+        self.metric = metric
+        self.database = nestvec.open(self.path)
+        self.collection = self.database.create_collection("c", dims=DIMS, metric=metric)
+
+    def _set(self, id: str, vector: NDArray[np.float32]) -> Record:
+        self.count += 1
+        self.model.pop(id, None)
+        self.model[id] = (vector, {"n": self.count})
+        return Record(id, vector, {"n": self.count})
+
+    @rule(items=st.dictionaries(IDS, VECTORS, min_size=1, max_size=5))
+    def upsert(self, items: dict[str, NDArray[np.float32]]) -> None:
+        self.collection.upsert([self._set(id, vector) for id, vector in items.items()])
+
+    @rule(ids=st.sets(IDS, max_size=4))
+    def delete(self, ids: set[str]) -> None:
+        assert self.collection.delete(sorted(ids)) == sum(self.model.pop(id, None) is not None for id in ids)
+
+    @rule(vectors=st.lists(VECTORS, min_size=1, max_size=4))
+    def build(self, vectors: list[NDArray[np.float32]]) -> None:
+        ids = [f"built{self.built + i}" for i in range(len(vectors))]
+        self.built += len(vectors)
+        records = [self._set(id, vector) for id, vector in zip(ids, vectors, strict=True)]
+        payloads = [record.payload or {} for record in records]
+        assert self.collection.build([Batch(0, ids, np.stack(vectors), None, payloads)]).rows == len(vectors)
+
+    @rule()
+    def seal(self) -> None:
+        self.collection.seal()
+
+    @rule()
+    def compact(self) -> None:
+        self.collection.compact()
+
+    @rule()
+    def reopen(self) -> None:
+        self.database.close()
+        self.database = nestvec.open(self.path, create=False)
+        self.collection = self.database.collection("c")
+
+    @rule(query=VECTORS, k=st.integers(1, 20))
+    def search(self, query: NDArray[np.float32], k: int) -> None:
+        hits = self.collection.search(query, k=k)
+        vectors = np.array([vector for vector, _ in self.model.values()], np.float32).reshape(-1, DIMS)
+        scores = vectors @ query if self.metric == "dot" else -np.square(vectors - query).sum(axis=1)
+        best = np.argsort(-scores, kind="stable")[:k]
+        assert [hit.id for hit in hits] == [list(self.model)[i] for i in best]
+        assert [hit.payload for hit in hits] == [list(self.model.values())[i][1] for i in best]
+        assert [hit.score for hit in hits] == scores[best].tolist()
+
+    @invariant()
+    def everything_is_there(self) -> None:
+        assert self.collection.count() == len(self.model)
+        records = self.collection.get(list(self.model), with_vector=True)
+        assert [(record.id, record.payload) for record in records] == [(id, v[1]) for id, v in self.model.items()]
+        for record in records:
+            np.testing.assert_array_equal(record.vector, self.model[record.id][0])
+
+    def teardown(self) -> None:
+        if hasattr(self, "database"):
+            self.database.close()
+        shutil.rmtree(self.path)
+
+
+Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None,
+                                     suppress_health_check=list(HealthCheck))
+TestCollection = Machine.TestCase
