@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -165,7 +164,7 @@ class _Build:
     def _rewrite(self, directory: Path, staged: F32, rotation: F32 | None) -> files.FileEntry:
         """Replace the staged float32 vectors by rotated ones in the collection's dtype."""
         path = directory / "segment" / "vectors.bin"
-        os.rename(path, directory / "staged.bin")
+        files.move(path, directory / "staged.bin")
         writer = files.FileWriter(path)
         try:
             for start in range(0, len(staged), _BLOCK_ROWS):
@@ -175,7 +174,7 @@ class _Build:
             entry = writer.finish()
         finally:
             writer.close()
-        (directory / "staged.bin").unlink()
+        files.remove_file(directory / "staged.bin")
         files.crash_point("build-rotated")
         return entry
 
@@ -252,7 +251,7 @@ class _Intake:
     ) -> None:
         self._part, self._snapshot, self._undecided, self._encode = part, snapshot, undecided, encode
         self.rows, self.rejected = 0, 0
-        (directory / "segment").mkdir()
+        files.new_directory(directory / "segment")
         self._vectors = files.FileWriter(directory / "segment" / "vectors.bin")
         cosine = part.config.metric == "cosine"
         self._norms = files.FileWriter(directory / "segment" / "norms.bin") if cosine else None

@@ -44,10 +44,10 @@ def _create(root: Path, create: bool) -> None:
     if root.is_dir() and any(not name.startswith("tmp-") for name in os.listdir(root) if name != _FORMAT_FILE):
         raise Conflict(f"{root} is not empty and has no {_FORMAT_FILE}: it is no nestvec database. If it was one, "
                        f"restore {_FORMAT_FILE}; otherwise choose another directory")
-    root.mkdir(parents=True, exist_ok=True)
+    files.new_directory(root, parents=True)
     temporary = root / f"tmp-{uuid.uuid4().hex}.json"
     files.write_file(temporary, json.dumps({"format": "nestvec", "version": FORMAT_VERSION}).encode())
-    files.rename(temporary, root / _FORMAT_FILE)
+    files.publish(temporary, root / _FORMAT_FILE)
 
 
 def _check_format(path: Path) -> None:
@@ -114,7 +114,7 @@ class Database:
                                        {"name": name, "config": json.dumps(config.to_json())})
                 files.fsync_directory(directory)
                 files.crash_point("create-staged")
-                files.rename(directory, final)
+                files.publish(directory, final)
             files.crash_point("create-renamed")
             return self._open_directory(final)
 
@@ -152,7 +152,7 @@ class Database:
             lock.acquire(1.0, f"delete collection {name!r}")
             try:
                 doomed = self._collections / f"tmp-deleted-{uuid.uuid4().hex[:12]}"
-                files.rename(directory, doomed)
+                files.publish(directory, doomed)
             finally:
                 lock.release()
             files.crash_point("delete-renamed")

@@ -71,7 +71,7 @@ def publish_segment(part: Part, directory: Path, manifest_crc: int) -> Published
     """Give a finished staging directory its final name."""
     number = next_number(part, "segment")
     files.crash_point("segment-staged")
-    files.rename(directory, part.layout.segment(number))
+    files.publish(directory, part.layout.segment(number))
     files.crash_point("segment-renamed")
     return Published(number, manifest_crc)
 
@@ -82,7 +82,7 @@ def publish_generation(part: Part, model: SoarModel, rotation: NDArray[np.float3
     with files.staging(part.layout.root, "generation") as directory:
         crc = write_generation(directory, model, rotation)
         files.crash_point("generation-staged")
-        files.rename(directory, part.layout.generation(number))
+        files.publish(directory, part.layout.generation(number))
     files.crash_point("generation-renamed")
     return Published(number, crc)
 
@@ -96,7 +96,7 @@ def publish_postings(
     with files.staging(part.layout.root, "postings") as directory:
         crc = write_postings(directory, postings)
         files.crash_point("postings-staged")
-        files.rename(directory, part.layout.posting_lists(generation, segment))
+        files.publish(directory, part.layout.posting_lists(generation, segment))
     files.crash_point("postings-renamed")
     return crc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -16,6 +17,7 @@ StageMetric = Literal["partial", "cosine"]
 
 MIN_ROWS_FOR_SOAR = 2000
 MAX_K = 1000
+DEFAULT_CODES = 16_000
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,17 @@ def check_plan(plan: Plan, config: CollectionConfig, k: int) -> None:
 
 
 def default_plan(config: CollectionConfig, rows: int, max_probes: int, k: int) -> Plan:
-    """The plan used when none is given: exact while that is cheap, else a funnel aimed at recall@10 of about .95.
+    """The plan used when none is given: exact while that is cheap, else a funnel aimed at recall@10 above .95.
 
-    `max_probes` is the number of partitions (0: no generation).
+    `max_probes` is the number of partitions (0: no generation). A fixed share of the partitions is too few in a
+    small collection, whose partitions are small and whose codes are cheap to read: there the default scans about
+    DEFAULT_CODES of them.
     """
     if max_probes == 0 or rows < MIN_ROWS_FOR_SOAR:
         return Plan("exact")
-    probes = min(max_probes, max(8, -(-max_probes // 24)))
-    keep = max(10 * k, 200)
-    middle = min(config.granularities, key=lambda g: abs(g - config.dims / 2))
-    return Plan("soar", probes, (Stage(middle, keep),))
+    probes = max(max_probes / 32, max_probes * DEFAULT_CODES / rows)
+    dims = next(g for g in config.granularities if g >= min(config.dims, max(256, config.dims // 2)))
+    return Plan("soar", min(max_probes, math.ceil(probes)), (Stage(dims, max(5 * k, 100)),))
 
 
 def _is_int(value: object) -> bool:

@@ -265,10 +265,10 @@ class SnapshotKeeper:
                 path = self._layout.posting_lists(generation.number, segment.number)
                 if path.exists():
                     files.new_directory(self._layout.quarantine)
-                    files.rename(path, self._layout.quarantine / f"{path.name}-{time.time_ns()}")
+                    files.publish(path, self._layout.quarantine / f"{path.name}-{time.time_ns()}")
                 with files.staging(self._layout.root, "postings") as directory:
                     crc = write_postings(directory, postings)
-                    files.rename(directory, path)
+                    files.publish(directory, path)
                 self._list_postings(generation.number, segment.number, crc, postings_crc)
             finally:
                 lock.release()

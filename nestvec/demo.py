@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nestvec.cli_output import note, print_json, print_line, printable, progress_reporter
 from nestvec.cli_signals import stops_interrupt, uninterrupted
-from nestvec.errors import NestvecError
+from nestvec.errors import Busy, NestvecError
 
 if TYPE_CHECKING:
     import nestvec
@@ -37,6 +37,7 @@ REQUEST_TIMEOUT_S = 30.0
 _STAMP = "demo.json"
 _BATCH = 2_048
 _TAIL_LINES = 15
+_EXIT_BUSY = 3  # of `nestvec serve`: another service owns the directory
 
 
 def run_demo(db: Path, *, as_json: bool = False) -> None:
@@ -79,7 +80,10 @@ def prepare(db: Path) -> None:
 
 def _identity() -> dict[str, str]:
     """What the built collection depends on: another interpreter has other documentation."""
-    return {"python": sys.version, "executable": sys.executable, "nestvec": version("nestvec")}
+    from nestvec.engine.encoders.registry import load_encoder
+
+    interpreter = {"python": sys.version, "prefix": sys.base_prefix}
+    return {**interpreter, "nestvec": version("nestvec"), "encoder": load_encoder(ENCODER).fingerprint}
 
 
 def _is_current(db: Path, database: nestvec.Database) -> bool:
@@ -134,7 +138,8 @@ class Server:
         self.log.seek(0)
         lines = self.log.read().decode(errors="replace").splitlines() or ["(nothing)"]
         note("\n".join(["the server wrote:", *(f"  {line}" for line in lines[-_TAIL_LINES:])]))
-        return NestvecError(f"the server {what}: {lines[-1].strip()}")
+        kind = Busy if self.process.poll() == _EXIT_BUSY else NestvecError
+        return kind(f"the server {what}: {lines[-1].strip().removeprefix('nestvec: ')}")
 
 
 @contextmanager
@@ -257,11 +262,12 @@ def _print_answer(url: str, reply: dict[str, Any], seconds: float) -> None:
 
 
 def _words(facts: dict[str, Any]) -> str:
-    """The facts that a reader wants on one line: no empty ones, no per-step detail."""
-    kept = {key: value for key, value in facts.items() if value not in (None, [], {}, "") and key != "micros"}
-    return ", ".join(
-        f"{key} {value if isinstance(value, (int, float, str)) else json.dumps(value)}" for key, value in kept.items()
-    )
+    """The facts that a reader wants on one line: the scalars, then the stages without their times."""
+    parts = [f"{key} {value}" for key, value in facts.items() if isinstance(value, (int, float, str))]
+    for stage in facts.get("stages", ()):
+        counts = " ".join(f"{key} {value}" for key, value in stage.items() if key != "micros")
+        parts.append(f"stage ({counts})")
+    return ", ".join(parts)
 
 
 def _curl(url: str) -> str:

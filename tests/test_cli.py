@@ -171,15 +171,18 @@ def test_serving_a_served_database_exits_3(cli: Cli, db: Path, vectors: Path) ->
         assert_one_line_error(cli("serve", "--port", "0"), 3, str(os.getpid()))
 
 
-def test_a_damaged_segment_exits_4(cli: Cli, db: Path, vectors: Path) -> None:
+@pytest.mark.parametrize("name", ["vectors.bin", "seqs.bin"])
+def test_a_damaged_segment_exits_4_and_is_named(cli: Cli, db: Path, vectors: Path, name: str) -> None:
     assert cli("build", vectors, "-c", "docs").returncode == 0
-    (segment,) = db.rglob("vectors.bin")
-    content = bytearray(segment.read_bytes())
+    (file,) = db.rglob(name)
+    content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 0xFF
-    segment.chmod(0o644)
-    segment.write_bytes(content)
+    # opening a segment checks every file's size, and the contents of the small ones only
+    damaged = content[:-4] if name == "vectors.bin" else content
+    file.chmod(0o644)
+    file.write_bytes(damaged)
     done = cli("search", "-c", "docs", "--vector-file", "-", "--json", stdin=json.dumps([1.0] * 16))
-    assert_one_line_error(done, 4, segment.name)
+    assert_one_line_error(done, 4, name)
 
 
 def test_serve_stops_on_ctrl_c_without_a_traceback(db: Path, cli: Cli, vectors: Path) -> None:

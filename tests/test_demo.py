@@ -50,8 +50,18 @@ def test_an_unfinished_or_foreign_build_is_built_again(demo_db: Path) -> None:
     assert "built" in done.stderr
 
 
+def test_a_demo_that_is_up_already_is_reported_as_busy(demo_db: Path) -> None:
+    with demo.serving(demo_db):
+        done = run_demo(demo_db)
+    assert done.returncode == 3
+    assert f"nestvec: the server ended with exit code 3: {demo_db} is served by process" in done.stderr
+
+
 def test_a_server_that_cannot_start_is_reported_with_its_words(tmp_path: Path) -> None:
     not_a_database = tmp_path / "file"
     not_a_database.write_text("text")
-    with pytest.raises(NestvecError, match=r"the server ended with exit code \d+: nestvec: "), demo.serving(not_a_database):
+    with (
+        pytest.raises(NestvecError, match=r"the server ended with exit code \d+: "),
+        demo.serving(not_a_database),
+    ):
         pass

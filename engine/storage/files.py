@@ -210,15 +210,25 @@ def fsync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def rename(source: Path, target: Path) -> None:
+def publish(source: Path, target: Path) -> None:
     """Durable rename inside one parent directory; the target must not exist (an empty directory counts as absent)."""
     os.rename(source, target)
     fsync_directory(target.parent)
 
 
-def new_directory(path: Path) -> Path:
-    """Create a directory (its parent exists) durably; fine if it is there already."""
-    path.mkdir(exist_ok=True)
+def move(source: Path, target: Path) -> None:
+    """Rename a scratch file inside a staging directory; nothing depends on its durability."""
+    os.rename(source, target)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a scratch file."""
+    path.unlink()
+
+
+def new_directory(path: Path, *, parents: bool = False) -> Path:
+    """Create a directory durably, with `parents` those above it too; fine if it is there already."""
+    path.mkdir(parents=parents, exist_ok=True)
     fsync_directory(path.parent)
     return path
 

@@ -14,6 +14,8 @@ from nestvec.engine.storage import files
 from nestvec.errors import Damaged
 
 KIND = "segment"
+VERIFY_AT_OPEN_BYTES = 64 << 20
+"""Larger files are read in full by `verify_segment` only, so that opening 3 GB stays quick."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def finish_segment(
 
 
 def open_segment(path: Path, number: int, manifest_crc: int, config: CollectionConfig) -> Segment:
-    """Map a published segment. Manifest, file kinds and sizes are checked, and seqs.bin wholly; see `verify_segment`.
+    """Map a published segment: manifest, file kinds and sizes are checked; seqs.bin and files up to 64 MiB wholly.
 
     Raises FileNotFoundError when the directory is gone, Damaged for anything that does not fit.
     """
@@ -88,7 +90,9 @@ def open_segment(path: Path, number: int, manifest_crc: int, config: CollectionC
     meta = manifest.meta
     if (meta["dims"], meta["dtype"], meta["metric"]) != (config.dims, config.dtype, config.metric):
         raise Damaged(str(path / files.MANIFEST), f"describes {meta}, the collection is {config}")
-    files.verify_file(path / "seqs.bin", manifest.files["seqs.bin"])
+    for entry in manifest.files.values():
+        if entry.name == "seqs.bin" or entry.size <= VERIFY_AT_OPEN_BYTES:
+            files.verify_file(path / entry.name, entry)
     rows = int(meta["rows"])
     norms = files.map_array(path / "norms.bin", "float32", (rows,)) if config.metric == "cosine" else None
     return Segment(number, path, files.map_array(path / "vectors.bin", config.dtype, (rows, config.dims)),

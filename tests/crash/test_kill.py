@@ -25,7 +25,7 @@ with nestvec.open(path) as database:
     if verb == "build":
         scale = np.linspace(0.05, 1, 8) ** 2
         collection.build([nestvec.Batch(0, [f"b{i}" for i in range(1200)], rng.normal(size=(1200, 8)) * scale)],
-                         rotate=sys.argv[3] if len(sys.argv) > 3 else "auto")
+                         rotate="pca")
     elif verb == "seal":
         collection.seal()
     elif verb == "compact":
@@ -98,14 +98,12 @@ def check(path: Path, kept: dict[str, np.ndarray], verb: str) -> None:
 def test_a_kill_leaves_the_old_or_the_new_state_whole(tmp_path: Path, verb: str, point: str) -> None:
     path = tmp_path / "db"
     kept = prepare(path, verb)
-    arguments = [sys.executable, "-c", CHILD, str(path), verb, *(["pca"] if verb == "build" else [])]
+    arguments = [sys.executable, "-c", CHILD, str(path), verb]
     child = subprocess.run(arguments, env=os.environ | {"NESTVEC_CRASH_AT": point}, capture_output=True, check=False)
     assert child.returncode == -9, child.stderr.decode()
     check(path, kept, verb)
-    arguments[4] = verb if verb != "delete" else "seal"
-    again = subprocess.run(arguments, capture_output=True, check=False)
-    if verb not in ("create", "delete") and point not in ("build-committed",):
-        assert again.returncode == 0, again.stderr.decode()
+    if verb in ("seal", "compact"):
+        subprocess.run(arguments, capture_output=True, check=True)
         check(path, kept, verb)
 
 

@@ -9,13 +9,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import apsw
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import nestvec
 from nestvec import Batch, Collection, Plan, Record, Stage
-from nestvec.engine.schema import Metric
+from nestvec.engine.schema import CollectionConfig, Metric
 
 DIMS = 24
 F32 = NDArray[np.float32]
@@ -128,7 +129,8 @@ def test_upsert_replaces_and_delete_is_final(tmp_path: Path) -> None:
 def test_a_batch_with_one_bad_record_changes_nothing(tmp_path: Path) -> None:
     good = Record("a", some(1)[0])
     bad: list[Record] = [
-        Record("", good.vector), Record("x\n", good.vector), Record("x" * 257, good.vector), Record("\ud800", good.vector),
+        Record("", good.vector), Record("x\n", good.vector), Record("x" * 257, good.vector),
+        Record("\ud800", good.vector),
         Record("b", np.zeros(DIMS, np.float32)), Record("b", np.full(DIMS, np.nan, np.float32)),
         Record("b", np.ones(DIMS + 1, np.float32)), Record("b", None), Record("a", good.vector),
         Record("b", good.vector, {"x": float("nan")}), Record("b", good.vector, {"x": "y" * 70000}),
@@ -247,7 +249,8 @@ def test_damaged_segments_and_records_are_named(tmp_path: Path) -> None:
         flip(root / "segments" / "1" / "vectors.bin", 5)
         with pytest.raises(nestvec.Damaged, match=r"vectors\.bin: block 0"):
             collection.verify()
-    for name in ("manifest.json", "seqs.bin"):
+    flip(root / "segments" / "1" / "vectors.bin", 5)
+    for name in ("manifest.json", "seqs.bin", "vectors.bin", "norms.bin"):
         flip(root / "segments" / "1" / name, 5)
         with pytest.raises(nestvec.Damaged, match=name):
             nestvec.open(tmp_path / "db")
@@ -281,6 +284,22 @@ def test_searches_go_on_while_others_write_seal_and_compact(tmp_path: Path) -> N
                 future.result()
         assert collection.count() == 600
         assert found(collection, vectors[7], exact=True) == brute(vectors, vectors[7], 10, "cosine")
+
+
+def test_texts_are_encoded_and_another_encoder_is_refused(tmp_path: Path) -> None:
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", encoder="static")
+        collection.upsert([Record("a", text="open a file for reading"), Record("b", text="sort a list of numbers")])
+        collection.build([Batch(0, ["d"], None, ["draw a triangle on the screen"])])
+        hit = collection.search(text="sorting numbers", k=1)[0]
+        assert (hit.id, hit.text) == ("b", "sort a list of numbers")
+        assert collection.search(text="triangle", k=1)[0].id == "d"
+    config = CollectionConfig(collection.config.dims, encoder="static", encoder_fingerprint="other")
+    connection = apsw.Connection(str(tmp_path / "db" / "collections" / "000001" / "catalog.sqlite"))
+    connection.execute("UPDATE meta SET value=? WHERE key='config'", (json.dumps(config.to_json()),))
+    connection.close()
+    with nestvec.open(tmp_path / "db") as database, pytest.raises(nestvec.EncoderMismatch, match="other"):
+        database.collection("c").search(text="numbers")
 
 
 WRITER = """
