@@ -52,6 +52,7 @@ class Batch:
     """Consecutive rows of an input. `start` is the 0-based number of the first; `vectors` is f32 [n, dims].
 
     Without `ids` a row's number is its id. Without `vectors` the texts are encoded by the collection's encoder.
+    `bad` maps the offsets of rows that could not be read to the reasons; their vectors or texts are not looked at.
     """
 
     start: int
@@ -59,6 +60,7 @@ class Batch:
     vectors: NDArray[np.float32] | None = None
     texts: list[str] | None = None
     payloads: list[dict[str, Any]] | None = None
+    bad: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -201,8 +203,15 @@ class _Build:
         if model is not None and number is not None:
             with self._timed("assign"):
                 older = [view.segment for view in snapshot.segments] if trained else []
-                coded = [(each.number, publish_postings(part, number, each.number, model, each.vectors,
-                                                        self._assign_progress(each.rows))) for each in [*older, opened]]
+                coded = [
+                    (
+                        each.number,
+                        publish_postings(
+                            part, number, each.number, model, each.vectors, self._assign_progress(each.rows)
+                        ),
+                    )
+                    for each in [*older, opened]
+                ]
         with self._timed("publish"):
             self.progress("publish", 0, rows)
             first = int(opened.seqs[0])
@@ -223,14 +232,17 @@ class _Build:
     ) -> None:
         """The swap: records, segment, generation and posting lists appear together or not at all."""
         (published, rows, first), (trained, model), (number, coded) = segment, generation, postings
-        with (self.part.catalog.attached(directory / _Intake.FILE, "staged"),
-              self.part.catalog.write() as connection):
-            clash = connection.execute("SELECT s.source, s.id FROM staged.row s JOIN record r ON r.id=s.id "
-                                       "ORDER BY s.row LIMIT 1").get
+        with self.part.catalog.attached(directory / _Intake.FILE, "staged"), self.part.catalog.write() as connection:
+            clash = connection.execute(
+                "SELECT s.source, s.id FROM staged.row s JOIN record r ON r.id=s.id ORDER BY s.row LIMIT 1"
+            ).get
             if clash is not None:
                 raise InvalidRecord(clash[0], clash[1], "the collection got a record of this id during the build")
-            connection.execute("INSERT INTO record(seq, id, payload, text, crc) "
-                               "SELECT ?+row, id, payload, text, crc FROM staged.row ORDER BY row", (first,))
+            connection.execute(
+                "INSERT INTO record(seq, id, payload, text, crc) "
+                "SELECT ?+row, id, payload, text, crc FROM staged.row ORDER BY row",
+                (first,),
+            )
             list_segment(connection, published, rows)
             if trained is not None and model is not None:
                 list_generation(connection, trained, model.config.partitions)
@@ -256,35 +268,53 @@ class _Intake:
         cosine = part.config.metric == "cosine"
         self._norms = files.FileWriter(directory / "segment" / "norms.bin") if cosine else None
         self._database = apsw.Connection(str(directory / self.FILE))
-        for statement in ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-65536",
-                          "CREATE TABLE row(row INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, payload BLOB NOT NULL, "
-                          "text TEXT, crc INTEGER NOT NULL, source INTEGER NOT NULL)", "BEGIN"):
+        for statement in (
+            "PRAGMA journal_mode=OFF",
+            "PRAGMA synchronous=OFF",
+            "PRAGMA cache_size=-65536",
+            "CREATE TABLE row(row INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, payload BLOB NOT NULL, "
+            "text TEXT, crc INTEGER NOT NULL, source INTEGER NOT NULL)",
+            "BEGIN",
+        ):
             self._database.execute(statement)
         self._rejects: TextIO | None = rejects.open("w", encoding="utf-8") if rejects else None
 
     def add(self, batch: Batch) -> None:
-        vectors = self._vectors_of(batch)
+        vectors, bad = self._vectors_of(batch)
         ids = batch.ids if batch.ids is not None else [str(batch.start + i) for i in range(len(vectors))]
         for name, column in (("ids", ids), ("texts", batch.texts), ("payloads", batch.payloads)):
             if column is not None and len(column) != len(vectors):
-                raise InvalidInput(f"the batch from row {batch.start} has {len(vectors)} vectors and {len(column)} "
-                                   f"{name}; they must be as many")
-        good, rows = self._checked(batch, ids, bad_rows(vectors, self._part.config))
+                raise InvalidInput(
+                    f"the batch from row {batch.start} has {len(vectors)} vectors and {len(column)} "
+                    f"{name}; they must be as many"
+                )
+        good, rows = self._checked(batch, ids, bad)
         if len(good) < len(vectors):
             vectors = vectors[good]
         if len(good):
             self._append(vectors, rows, [batch.start + i for i in good])
 
-    def _vectors_of(self, batch: Batch) -> F32:
+    def _vectors_of(self, batch: Batch) -> tuple[F32, dict[int, str]]:
+        """(vectors, offset -> why that row cannot be used)."""
         config: CollectionConfig = self._part.config
         try:
             if batch.vectors is not None:
-                return as_matrix(batch.vectors, config.dims)
+                vectors = as_matrix(batch.vectors, config.dims)
+                return vectors, bad_rows(vectors, config) | batch.bad
             if batch.texts is None or config.encoder is None:
                 raise InvalidInput("the rows have no vectors, and no text that an encoder of the collection could read")
-            return as_matrix(self._encode(batch.texts), config.dims)
+            return self._encoded(batch.texts, batch.bad)
         except InvalidInput as error:
             raise InvalidInput(f"rows from {batch.start}: {error}") from None
+
+    def _encoded(self, texts: list[str], unread: dict[int, str]) -> tuple[F32, dict[int, str]]:
+        """Vectors of the usable texts, NaN for the others: one bad text must not stop its whole batch."""
+        empty = {i: "the text is empty" for i, text in enumerate(texts) if not text.strip()}
+        usable = [i for i in range(len(texts)) if i not in empty and i not in unread]
+        vectors = np.full((len(texts), self._part.config.dims), np.nan, np.float32)
+        if usable:
+            vectors[usable] = as_matrix(self._encode([texts[i] for i in usable]), self._part.config.dims)
+        return vectors, bad_rows(vectors, self._part.config) | empty | unread
 
     def _checked(self, batch: Batch, ids: list[str], bad: dict[int, str]) -> tuple[list[int], list[Row]]:
         """(positions, columns) of the good rows; the bad ones are rejected, or the first of them is raised."""
@@ -293,8 +323,12 @@ class _Intake:
             known = connection if self._snapshot.rows else None
             for i, id in enumerate(ids):
                 try:
-                    row = check_row(batch.start + i, id, batch.payloads[i] if batch.payloads else None,
-                                    batch.texts[i] if batch.texts else None)
+                    row = check_row(
+                        batch.start + i,
+                        id,
+                        batch.payloads[i] if batch.payloads else None,
+                        batch.texts[i] if batch.texts else None,
+                    )
                     reason = bad.get(i) or self._duplicate(row.id, seen, known)
                     if reason:
                         raise InvalidRecord(batch.start + i, row.id, reason)
@@ -334,9 +368,10 @@ class _Intake:
         if self._norms is not None and norms is not None:
             self._norms.append(norms)
         try:
-            self._database.executemany("INSERT INTO row VALUES (?, ?, ?, ?, ?, ?)",
-                                       ((self.rows + i, *row, source)
-                                        for i, (row, source) in enumerate(zip(rows, sources, strict=True))))
+            self._database.executemany(
+                "INSERT INTO row VALUES (?, ?, ?, ?, ?, ?)",
+                ((self.rows + i, *row, source) for i, (row, source) in enumerate(zip(rows, sources, strict=True))),
+            )
         except (apsw.FullError, apsw.IOError) as error:
             raise NestvecError(f"build: cannot write the staging files ({error}); nothing was changed") from error
         self.rows += len(rows)
@@ -356,5 +391,3 @@ class _Intake:
         self._database.close(True)
         if self._rejects is not None:
             self._rejects.close()
-
-

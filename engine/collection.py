@@ -75,8 +75,9 @@ class Collection:
             views, growing = snapshot.segments, snapshot.delta.live_rows
             number = snapshot.generation.number if snapshot.generation else None
             index_bytes = sum(view.first.resident_bytes for view in views if view.first)
-            return CollectionInfo(self.name, self.config, snapshot.rows, growing, snapshot.rows - growing, len(views),
-                                  number, index_bytes)
+            return CollectionInfo(
+                self.name, self.config, snapshot.rows, growing, snapshot.rows - growing, len(views), number, index_bytes
+            )
 
     def count(self) -> int:
         """Live records."""
@@ -106,8 +107,9 @@ class Collection:
                     found.append(seq)
             seqs = np.array(found, np.int64)
             vectors = self._vectors(snapshot, seqs) if with_vector else None
-            return [self._record(connection, seq, None if vectors is None else vectors[i])
-                    for i, seq in enumerate(found)]
+            return [
+                self._record(connection, seq, None if vectors is None else vectors[i]) for i, seq in enumerate(found)
+            ]
 
     def search(
         self,
@@ -128,8 +130,9 @@ class Collection:
             raise InvalidInput(f"a query is one vector of {self.config.dims} numbers, got shape {np.shape(vector)}")
         vectors = None if vector is None else np.asarray(vector)[None]
         texts = None if text is None else [text]
-        return self.search_batch(vectors, texts=texts, k=k, plan=plan, exact=exact, with_payload=with_payload,
-                                 with_vector=with_vector)[0]
+        return self.search_batch(
+            vectors, texts=texts, k=k, plan=plan, exact=exact, with_payload=with_payload, with_vector=with_vector
+        )[0]
 
     def search_batch(
         self,
@@ -180,8 +183,16 @@ class Collection:
         there as JSON lines and skipped, instead of stopping the build with InvalidRecord. `progress(stage, done,
         total)` is called often. `partitions`: posting lists of a new generation. `soar=False` trains nothing.
         """
-        return building.build(self._part, batches, rotate=rotate, rejects=rejects, progress=progress,
-                              partitions=partitions, soar=soar, encode=self._encode_documents)
+        return building.build(
+            self._part,
+            batches,
+            rotate=rotate,
+            rejects=rejects,
+            progress=progress,
+            partitions=partitions,
+            soar=soar,
+            encode=self._encode_documents,
+        )
 
     def verify(self) -> None:
         """Read every stored byte and compare it with its checksum. Raises Damaged naming the first bad file."""
@@ -250,6 +261,7 @@ class Collection:
             if encoder.fingerprint != self.config.encoder_fingerprint:
                 raise EncoderMismatch(
                     f"collection {self.name!r} was made with encoder {self.config.encoder!r} "
-                    f"{self.config.encoder_fingerprint}; installed is {encoder.name!r} {encoder.fingerprint}")
+                    f"{self.config.encoder_fingerprint}; installed is {encoder.name!r} {encoder.fingerprint}"
+                )
             self._encoder = encoder
         return self._encoder

@@ -39,8 +39,9 @@ def seal(part: Part) -> SealResult:
             return SealResult(0, None, number)
         published, seqs = staged
         files.crash_point("seal-published")
-        segment = open_segment(part.layout.segment(published.number), published.number, published.manifest_crc,
-                               part.config)
+        segment = open_segment(
+            part.layout.segment(published.number), published.number, published.manifest_crc, part.config
+        )
         model, trained = usable_model(generation), None
         if generation is None and len(seqs) + _sealed(snapshot) >= MIN_TRAINING_ROWS:
             model, trained = _first_generation(part, snapshot, segment)
@@ -48,8 +49,10 @@ def seal(part: Part) -> SealResult:
         number = trained.number if trained else number
         if model is not None and number is not None:
             older = [view.segment for view in snapshot.segments] if trained else []
-            coded = [(each.number, publish_postings(part, number, each.number, model, each.vectors))
-                     for each in [*older, segment]]
+            coded = [
+                (each.number, publish_postings(part, number, each.number, model, each.vectors))
+                for each in [*older, segment]
+            ]
         _publish_seal(part, published, seqs, (trained, model), (number, coded))
         files.crash_point("seal-committed")
         return SealResult(len(seqs), published.number, number)

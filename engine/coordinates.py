@@ -41,8 +41,11 @@ def bad_rows(matrix: F32, config: CollectionConfig) -> dict[int, str]:
     norms = row_norms(matrix)
     for row in np.flatnonzero(~(norms <= MAX_NORM)):
         finite = bool(np.isfinite(matrix[row]).all())
-        reasons[int(row)] = (f"the vector's length is over {MAX_NORM:g}" if finite
-                             else "the vector holds NaN, infinity or a number beyond float32")
+        reasons[int(row)] = (
+            f"the vector's length is over {MAX_NORM:g}"
+            if finite
+            else "the vector holds NaN, infinity or a number beyond float32"
+        )
     if config.metric == "cosine":
         for row in np.flatnonzero(norms == 0):
             reasons[int(row)] = "a zero vector has no direction, so no cosine"

@@ -42,8 +42,10 @@ def _create(root: Path, create: bool) -> None:
     if root.exists() and not root.is_dir():
         raise Conflict(f"{root} is a file; a database is a directory")
     if root.is_dir() and any(not name.startswith("tmp-") for name in os.listdir(root) if name != _FORMAT_FILE):
-        raise Conflict(f"{root} is not empty and has no {_FORMAT_FILE}: it is no nestvec database. If it was one, "
-                       f"restore {_FORMAT_FILE}; otherwise choose another directory")
+        raise Conflict(
+            f"{root} is not empty and has no {_FORMAT_FILE}: it is no nestvec database. If it was one, "
+            f"restore {_FORMAT_FILE}; otherwise choose another directory"
+        )
     files.new_directory(root, parents=True)
     temporary = root / f"tmp-{uuid.uuid4().hex}.json"
     files.write_file(temporary, json.dumps({"format": "nestvec", "version": FORMAT_VERSION}).encode())
@@ -57,8 +59,11 @@ def _check_format(path: Path) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise Damaged(str(path), f"is unreadable: {error!r}") from None
     if found != ("nestvec", FORMAT_VERSION):
-        raise Damaged(str(path), f"says format {found[0]} version {found[1]}; this nestvec reads nestvec version "
-                                 f"{FORMAT_VERSION}. Open it with the release that wrote it")
+        raise Damaged(
+            str(path),
+            f"says format {found[0]} version {found[1]}; this nestvec reads nestvec version "
+            f"{FORMAT_VERSION}. Open it with the release that wrote it",
+        )
 
 
 class Database:
@@ -110,8 +115,9 @@ class Database:
             final = self._collections / f"{max(taken, default=0) + 1:06d}"
             with files.staging(self._collections, "create") as directory:
                 Layout(directory).create()
-                catalog.create_catalog(directory / catalog.FILE_NAME,
-                                       {"name": name, "config": json.dumps(config.to_json())})
+                catalog.create_catalog(
+                    directory / catalog.FILE_NAME, {"name": name, "config": json.dumps(config.to_json())}
+                )
                 files.fsync_directory(directory)
                 files.crash_point("create-staged")
                 files.publish(directory, final)
@@ -228,5 +234,6 @@ def _config(
     loaded = load_encoder(encoder)
     if dims is not None and dims != loaded.dims:
         raise InvalidInput(f"encoder {encoder!r} makes vectors of {loaded.dims} dims, asked for {dims}")
-    return CollectionConfig(loaded.dims, metric, chosen or tuple(loaded.granularities), dtype, encoder,
-                            loaded.fingerprint)
+    return CollectionConfig(
+        loaded.dims, metric, chosen or tuple(loaded.granularities), dtype, encoder, loaded.fingerprint
+    )

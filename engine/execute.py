@@ -76,13 +76,23 @@ def _soar(snapshot: Snapshot, config: CollectionConfig, query: F32, k: int, plan
         if view.first is not None and prepared is None:
             prepared = view.first.prepare(query, min(plan.probes, snapshot.max_probes))
         rows, scores = funnel.search(
-            view.segment.vectors, view.first, prepared if view.first else None, query, k, stages=plan.stages,
-            metric=config.index_metric, stage_metric=plan.stage_metric, allowed=view.live, work=work)
+            view.segment.vectors,
+            view.first,
+            prepared if view.first else None,
+            query,
+            k,
+            stages=plan.stages,
+            metric=config.index_metric,
+            stage_metric=plan.stage_metric,
+            allowed=view.live,
+            work=work,
+        )
         collected.append((view.segment.seqs[rows], scores))
     delta = snapshot.delta
     if delta.live_rows:
-        rows, scores = funnel.search(delta.vectors, None, None, query, k, metric=config.index_metric,
-                                     allowed=delta.live, work=work)
+        rows, scores = funnel.search(
+            delta.vectors, None, None, query, k, metric=config.index_metric, allowed=delta.live, work=work
+        )
         collected.append((delta.seqs[rows], scores))
     return Found(*_merge(collected, k), plan, work)
 

@@ -88,7 +88,11 @@ def publish_generation(part: Part, model: SoarModel, rotation: NDArray[np.float3
 
 
 def publish_postings(
-    part: Part, generation: int, segment: int, model: SoarModel, vectors: NDArray[Any],
+    part: Part,
+    generation: int,
+    segment: int,
+    model: SoarModel,
+    vectors: NDArray[Any],
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Code a segment's vectors and write its posting lists into their final directory; the manifest's crc32c."""
@@ -103,21 +107,26 @@ def publish_postings(
 
 def list_segment(connection: apsw.Connection, segment: Published, rows: int) -> None:
     """Inside the publishing transaction: the segment exists from this commit on."""
-    connection.execute("INSERT INTO segment(segment, rows, manifest_crc) VALUES (?, ?, ?)",
-                       (segment.number, rows, segment.manifest_crc))
+    connection.execute(
+        "INSERT INTO segment(segment, rows, manifest_crc) VALUES (?, ?, ?)",
+        (segment.number, rows, segment.manifest_crc),
+    )
 
 
 def list_generation(connection: apsw.Connection, generation: Published, partitions: int) -> None:
     """Inside the publishing transaction: this generation is the current one from this commit on."""
-    connection.execute("INSERT INTO generation(generation, manifest_crc, partitions) VALUES (?, ?, ?)",
-                       (generation.number, generation.manifest_crc, partitions))
+    connection.execute(
+        "INSERT INTO generation(generation, manifest_crc, partitions) VALUES (?, ?, ?)",
+        (generation.number, generation.manifest_crc, partitions),
+    )
     connection.execute("UPDATE meta SET value=? WHERE key='current_generation'", (generation.number,))
 
 
 def list_postings(connection: apsw.Connection, generation: int, segment: int, manifest_crc: int) -> None:
     """Inside the publishing transaction: these posting lists belong to the segment from this commit on."""
-    connection.execute("INSERT INTO postings(generation, segment, manifest_crc) VALUES (?, ?, ?)",
-                       (generation, segment, manifest_crc))
+    connection.execute(
+        "INSERT INTO postings(generation, segment, manifest_crc) VALUES (?, ?, ?)", (generation, segment, manifest_crc)
+    )
 
 
 def usable_model(generation: Generation | None) -> SoarModel | None:

@@ -51,21 +51,35 @@ class CollectionConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads it back."""
-        return {"dims": self.dims, "metric": self.metric, "granularities": list(self.granularities),
-                "dtype": self.dtype, "encoder": self.encoder, "encoder_fingerprint": self.encoder_fingerprint}
+        return {
+            "dims": self.dims,
+            "metric": self.metric,
+            "granularities": list(self.granularities),
+            "dtype": self.dtype,
+            "encoder": self.encoder,
+            "encoder_fingerprint": self.encoder_fingerprint,
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CollectionConfig:
         """The config that `to_json` wrote."""
-        return cls(int(data["dims"]), cast(Metric, data["metric"]), tuple(data["granularities"]),
-                   cast(Dtype, data["dtype"]), data["encoder"], data["encoder_fingerprint"])
+        return cls(
+            int(data["dims"]),
+            cast(Metric, data["metric"]),
+            tuple(data["granularities"]),
+            cast(Dtype, data["dtype"]),
+            data["encoder"],
+            data["encoder_fingerprint"],
+        )
 
 
 def check_name(name: str) -> str:
     """A collection's name, or InvalidInput."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidInput("a collection name is 1 to 63 characters of a-z, 0-9, _ and -, and starts with a letter or "
-                           f"digit; got {name!r:.100}")
+        raise InvalidInput(
+            "a collection name is 1 to 63 characters of a-z, 0-9, _ and -, and starts with a letter or "
+            f"digit; got {name!r:.100}"
+        )
     return name
 
 

@@ -206,9 +206,12 @@ class SnapshotKeeper:
         segments = tuple(
             self._view(opened.get(number), number, crc, generation, postings_crc).without(dead)
             for number, crc, postings_crc in catalog.rows_of(
-                connection, "SELECT s.segment, s.manifest_crc, p.manifest_crc FROM segment s LEFT JOIN postings p "
+                connection,
+                "SELECT s.segment, s.manifest_crc, p.manifest_crc FROM segment s LEFT JOIN postings p "
                 "ON p.segment=s.segment AND p.generation=? ORDER BY s.segment",
-                (generation.number if generation else None,)))
+                (generation.number if generation else None,),
+            )
+        )
         self._buffer = _DeltaBuffer(self._config)
         self._fill(connection, 0, rotation)
         return Snapshot(state, generation, segments, self._buffer.view(None, np.empty(0, np.int64)))
@@ -277,5 +280,6 @@ class SnapshotKeeper:
     def _list_postings(self, generation: int, segment: int, crc: int, old_crc: int) -> None:
         if crc != old_crc:
             with self._catalog.write() as connection:
-                connection.execute("UPDATE postings SET manifest_crc=? WHERE generation=? AND segment=?",
-                                   (crc, generation, segment))
+                connection.execute(
+                    "UPDATE postings SET manifest_crc=? WHERE generation=? AND segment=?", (crc, generation, segment)
+                )

@@ -7,23 +7,11 @@ the line where there is one; a single unusable row is marked in its batch's `bad
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from nestvec.engine.build import Batch
 from nestvec.engine.readers import Columns, Reader, open_reader
 from nestvec.errors import InvalidInput
-
-
-@dataclass(eq=False)
-class SourceBatch(Batch):
-    """A batch that knows which of its rows could not be read.
-
-    `bad` maps their offsets in the batch to the reasons. Their vectors are NaN, or their texts empty where there are no
-    vectors, so that even a reader that does not look at `bad` cannot take them for records.
-    """
-
-    bad: dict[int, str] = field(default_factory=dict)
 
 
 class Source:
@@ -39,12 +27,12 @@ class Source:
         self.rows: int | None = sum(known) if len(known) == len(counts) else None
         """Number of rows; None if only reading to the end would tell."""
 
-    def __iter__(self) -> Iterator[SourceBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """Batches of at most `batch_rows` rows, in file order."""
         start = 0
         for _, reader in self._readers:
             for chunk in reader.chunks(self._batch_rows):
-                yield SourceBatch(
+                yield Batch(
                     start=start,
                     ids=chunk.ids,
                     vectors=chunk.vectors,

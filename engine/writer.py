@@ -53,8 +53,9 @@ def check_records(records: Sequence[Record], config: CollectionConfig, encode: E
         elif row.text is not None and config.encoder is not None:
             to_encode.append(position)
         else:
-            raise InvalidRecord(position, row.id, "it has no vector" if config.encoder is None else
-                                "it has neither vector nor text")
+            raise InvalidRecord(
+                position, row.id, "it has no vector" if config.encoder is None else "it has neither vector nor text"
+            )
     if to_encode:
         vectors[to_encode] = as_matrix(encode([rows[position].text or "" for position in to_encode]), config.dims)
     for position, reason in sorted(bad_rows(vectors, config).items()):
@@ -76,10 +77,14 @@ def upsert(catalog: Catalog, rows: Sequence[Row], vectors: F32) -> UpsertResult:
     with catalog.write() as connection:
         _bury(connection, [row.id for row in rows])
         seq = last_number(connection, "record")
-        connection.executemany("INSERT INTO record(seq, id, payload, text, crc) VALUES (?, ?, ?, ?, ?)",
-                               ((seq + i, *row) for i, row in enumerate(rows, 1)))
-        connection.executemany("INSERT INTO growing(seq, vector, crc) VALUES (?, ?, ?)",
-                               ((seq + i, blob, crc32c(blob)) for i, blob in enumerate(blobs, 1)))
+        connection.executemany(
+            "INSERT INTO record(seq, id, payload, text, crc) VALUES (?, ?, ?, ?, ?)",
+            ((seq + i, *row) for i, row in enumerate(rows, 1)),
+        )
+        connection.executemany(
+            "INSERT INTO growing(seq, vector, crc) VALUES (?, ?, ?)",
+            ((seq + i, blob, crc32c(blob)) for i, blob in enumerate(blobs, 1)),
+        )
     return UpsertResult(len(rows), seq + len(rows))
 
 

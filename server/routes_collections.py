@@ -68,9 +68,7 @@ async def seal(service: TheService, name: CollectionName) -> SealReply:
 async def compact(service: TheService, name: CollectionName, body: CompactBody | None = None) -> CompactReply:
     """Merge the segments and drop dead rows."""
     retrain = body is not None and body.retrain
-    return await service.run(
-        lambda: CompactReply(**asdict(service.collection(name).compact(retrain=retrain)))
-    )
+    return await service.run(lambda: CompactReply(**asdict(service.collection(name).compact(retrain=retrain))))
 
 
 def add_routes(app: FastAPI) -> None:

@@ -49,6 +49,4 @@ def add_routes(app: FastAPI) -> None:
     app.add_api_route("/healthz", alive, methods=["GET"], operation_id="health", tags=["service"])
     app.add_api_route("/livez", alive, methods=["GET"], operation_id="live", tags=["service"])
     app.add_api_route("/readyz", ready, methods=["GET"], operation_id="ready", tags=["service"], responses=unready)
-    app.add_api_route(
-        "/v1/info", info, methods=["GET"], operation_id="info", tags=["service"], responses=problems()
-    )
+    app.add_api_route("/v1/info", info, methods=["GET"], operation_id="info", tags=["service"], responses=problems())

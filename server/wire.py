@@ -15,13 +15,17 @@ MAX_DEPTH = 32
 # Bounds that only the published schema carries are checked in codec.py or by the engine, with better messages.
 Numbers = Annotated[
     list[float],
-    Meta(description="As many finite float32 numbers as the collection has dims.",
-         extra_json_schema={"minItems": 1, "maxItems": MAX_DIMS}),
+    Meta(
+        description="As many finite float32 numbers as the collection has dims.",
+        extra_json_schema={"minItems": 1, "maxItems": MAX_DIMS},
+    ),
 ]
 Id = Annotated[
     str,
-    Meta(description=f"1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters.",
-         extra_json_schema={"minLength": 1, "maxLength": MAX_ID_BYTES}),
+    Meta(
+        description=f"1 to {MAX_ID_BYTES} bytes of UTF-8 without control characters.",
+        extra_json_schema={"minLength": 1, "maxLength": MAX_ID_BYTES},
+    ),
 ]
 Payload = Annotated[
     dict[str, Any],

@@ -55,8 +55,10 @@ def check_sqlite() -> None:
     version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
     if version < MIN_SQLITE:
         wanted = ".".join(map(str, MIN_SQLITE))
-        raise NestvecError(f"SQLite {apsw.sqlite_lib_version()} has a WAL corruption bug; need {wanted} or newer: "
-                           "pip install --upgrade apsw")
+        raise NestvecError(
+            f"SQLite {apsw.sqlite_lib_version()} has a WAL corruption bug; need {wanted} or newer: "
+            "pip install --upgrade apsw"
+        )
 
 
 def create_catalog(path: Path, meta: dict[str, Any]) -> None:
@@ -69,9 +71,10 @@ def create_catalog(path: Path, meta: dict[str, Any]) -> None:
         connection.execute("PRAGMA synchronous=FULL")
         with connection:
             connection.execute(_SCHEMA)
-            connection.executemany("INSERT INTO meta VALUES (?, ?)",
-                                   [("format", FORMAT_VERSION), ("epoch", 0), ("current_generation", None),
-                                    *meta.items()])
+            connection.executemany(
+                "INSERT INTO meta VALUES (?, ?)",
+                [("format", FORMAT_VERSION), ("epoch", 0), ("current_generation", None), *meta.items()],
+            )
     finally:
         connection.close()
 
@@ -205,8 +208,10 @@ class Catalog:
             connection.execute("COMMIT")
         except apsw.Error as error:
             self._drop_writer()
-            raise OutcomeUnknown(f"{self.path}: the commit failed ({error}); the write may or may not be there. Read "
-                                 "before you write again; an upsert may simply be repeated") from error
+            raise OutcomeUnknown(
+                f"{self.path}: the commit failed ({error}); the write may or may not be there. Read "
+                "before you write again; an upsert may simply be repeated"
+            ) from error
 
     def _roll_back(self, connection: apsw.Connection) -> None:
         try:
@@ -226,8 +231,10 @@ class Catalog:
         try:
             yield
         except (apsw.BusyError, apsw.LockedError) as error:
-            raise Busy(f"{self.path}: another process has been writing for {BUSY_MILLISECONDS / 1000:g} s; nothing was "
-                       "changed, try again") from error
+            raise Busy(
+                f"{self.path}: another process has been writing for {BUSY_MILLISECONDS / 1000:g} s; nothing was "
+                "changed, try again"
+            ) from error
         except (apsw.CorruptError, apsw.NotADBError) as error:
             raise Damaged(str(self.path), f"SQLite says {error}; restore it from a backup") from error
         except apsw.FullError as error:
@@ -248,9 +255,11 @@ def meta_value(connection: apsw.Connection, key: str) -> Any:  # noqa: ANN401 - 
 
 def read_state(connection: apsw.Connection) -> State:
     """The three counters (a few microseconds)."""
-    row = connection.execute("SELECT (SELECT value FROM meta WHERE key='epoch'),"
-                             "(SELECT seq FROM sqlite_sequence WHERE name='record'),"
-                             "(SELECT seq FROM sqlite_sequence WHERE name='tombstone')").get
+    row = connection.execute(
+        "SELECT (SELECT value FROM meta WHERE key='epoch'),"
+        "(SELECT seq FROM sqlite_sequence WHERE name='record'),"
+        "(SELECT seq FROM sqlite_sequence WHERE name='tombstone')"
+    ).get
     return State(*row)
 
 

@@ -141,8 +141,11 @@ def read_manifest(directory: Path, kind: str, expected_crc: int) -> Manifest:
         raise Damaged(str(path), f"crc32c is {found:#010x}, the catalog says {expected_crc:#010x}")
     content = json.loads(data)
     if content["format"] != f"nestvec-{kind}" or content["version"] != FORMAT_VERSION:
-        raise Damaged(str(path), f"is {content['format']} version {content['version']}; this nestvec reads version "
-                                 f"{FORMAT_VERSION} of nestvec-{kind}")
+        raise Damaged(
+            str(path),
+            f"is {content['format']} version {content['version']}; this nestvec reads version "
+            f"{FORMAT_VERSION} of nestvec-{kind}",
+        )
     files = {item["name"]: FileEntry(**item) for item in content["files"]}
     for entry in files.values():
         _check_size(directory / entry.name, entry)
@@ -316,6 +319,7 @@ def clean_disk_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise NestvecError(f"{what}: no space left ({error.strerror}); nothing was changed. Free some space and "
-                               "try again") from error
+            raise NestvecError(
+                f"{what}: no space left ({error.strerror}); nothing was changed. Free some space and try again"
+            ) from error
         raise

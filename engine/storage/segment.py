@@ -95,8 +95,13 @@ def open_segment(path: Path, number: int, manifest_crc: int, config: CollectionC
             files.verify_file(path / entry.name, entry)
     rows = int(meta["rows"])
     norms = files.map_array(path / "norms.bin", "float32", (rows,)) if config.metric == "cosine" else None
-    return Segment(number, path, files.map_array(path / "vectors.bin", config.dtype, (rows, config.dims)),
-                   files.map_array(path / "seqs.bin", "int64", (rows,)), norms)
+    return Segment(
+        number,
+        path,
+        files.map_array(path / "vectors.bin", config.dtype, (rows, config.dims)),
+        files.map_array(path / "seqs.bin", "int64", (rows,)),
+        norms,
+    )
 
 
 def verify_segment(path: Path, manifest_crc: int) -> None:

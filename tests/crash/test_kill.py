@@ -36,13 +36,32 @@ with nestvec.open(path) as database:
         database.delete_collection("other")
 """
 
-SHARED = ["segment-staged", "segment-renamed", "generation-staged", "generation-renamed", "postings-staged",
-          "postings-renamed"]
+SHARED = [
+    "segment-staged",
+    "segment-renamed",
+    "generation-staged",
+    "generation-renamed",
+    "postings-staged",
+    "postings-renamed",
+]
 POINTS = {
-    "seal": ["seal-written", "segment-vectors-written", *SHARED, "seal-published", "seal-before-commit",
-             "seal-committed"],
-    "compact": ["compact-written", "segment-vectors-written", *SHARED, "compact-merged", "compact-before-commit",
-                "compact-committed", "compact-swept"],
+    "seal": [
+        "seal-written",
+        "segment-vectors-written",
+        *SHARED,
+        "seal-published",
+        "seal-before-commit",
+        "seal-committed",
+    ],
+    "compact": [
+        "compact-written",
+        "segment-vectors-written",
+        *SHARED,
+        "compact-merged",
+        "compact-before-commit",
+        "compact-committed",
+        "compact-swept",
+    ],
     "build": ["build-read", "build-rotated", *SHARED, "build-before-commit", "build-committed"],
     "create": ["create-staged", "create-renamed"],
     "delete": ["delete-renamed"],
@@ -109,6 +128,9 @@ def test_a_kill_leaves_the_old_or_the_new_state_whole(tmp_path: Path, verb: str,
 
 def test_every_crash_point_in_the_source_is_tested() -> None:
     source = Path(nestvec.__file__).parent
-    named = {point for path in (source / "engine").rglob("*.py")
-             for point in re.findall(r'crash_point\("([a-z-]+)"\)', path.read_text())}
+    named = {
+        point
+        for path in (source / "engine").rglob("*.py")
+        for point in re.findall(r'crash_point\("([a-z-]+)"\)', path.read_text())
+    }
     assert named == {point for _, point in CASES}

@@ -129,11 +129,17 @@ def test_upsert_replaces_and_delete_is_final(tmp_path: Path) -> None:
 def test_a_batch_with_one_bad_record_changes_nothing(tmp_path: Path) -> None:
     good = Record("a", some(1)[0])
     bad: list[Record] = [
-        Record("", good.vector), Record("x\n", good.vector), Record("x" * 257, good.vector),
+        Record("", good.vector),
+        Record("x\n", good.vector),
+        Record("x" * 257, good.vector),
         Record("\ud800", good.vector),
-        Record("b", np.zeros(DIMS, np.float32)), Record("b", np.full(DIMS, np.nan, np.float32)),
-        Record("b", np.ones(DIMS + 1, np.float32)), Record("b", None), Record("a", good.vector),
-        Record("b", good.vector, {"x": float("nan")}), Record("b", good.vector, {"x": "y" * 70000}),
+        Record("b", np.zeros(DIMS, np.float32)),
+        Record("b", np.full(DIMS, np.nan, np.float32)),
+        Record("b", np.ones(DIMS + 1, np.float32)),
+        Record("b", None),
+        Record("a", good.vector),
+        Record("b", good.vector, {"x": float("nan")}),
+        Record("b", good.vector, {"x": "y" * 70000}),
         Record("b", good.vector, {1: 2}),  # type: ignore[dict-item]
     ]
     with nestvec.open(tmp_path / "db") as database:
@@ -167,12 +173,22 @@ def test_a_search_always_gives_k_hits_and_says_when_it_widened(tmp_path: Path) -
         assert len(collection.search(vectors[0], k=10)) == 5
 
 
-@pytest.mark.parametrize("query", [
-    {"vector": [1.0]}, {"vector": [[1.0] * DIMS]}, {"vector": [float("nan")] * DIMS}, {"vector": [0.0] * DIMS}, {},
-    {"text": "no encoder"}, {"vector": [1.0] * DIMS, "k": 0}, {"vector": [1.0] * DIMS, "k": 1001},
-    {"vector": [1.0] * DIMS, "text": "both"}, {"vector": ["x"] * DIMS},
-    {"vector": [1.0] * DIMS, "plan": Plan("soar", 1, (Stage(7, 10),))},
-])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"vector": [1.0]},
+        {"vector": [[1.0] * DIMS]},
+        {"vector": [float("nan")] * DIMS},
+        {"vector": [0.0] * DIMS},
+        {},
+        {"text": "no encoder"},
+        {"vector": [1.0] * DIMS, "k": 0},
+        {"vector": [1.0] * DIMS, "k": 1001},
+        {"vector": [1.0] * DIMS, "text": "both"},
+        {"vector": ["x"] * DIMS},
+        {"vector": [1.0] * DIMS, "plan": Plan("soar", 1, (Stage(7, 10),))},
+    ],
+)
 def test_unusable_queries_are_invalid_input(tmp_path: Path, query: dict[str, object]) -> None:
     with nestvec.open(tmp_path / "db") as database:
         collection = database.create_collection("c", dims=DIMS)

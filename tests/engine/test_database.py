@@ -63,9 +63,11 @@ def test_foreign_directories_and_formats_are_refused_by_name(tmp_path: Path) -> 
 
 
 def test_a_second_service_is_refused_with_the_holder_s_pid(tmp_path: Path) -> None:
-    code = ("import sys, nestvec\ndatabase = nestvec.open(sys.argv[1])\n"
-            "try:\n    database.acquire_service_lock()\n"
-            "except nestvec.DatabaseLocked as error:\n    print(error.pid)\n")
+    code = (
+        "import sys, nestvec\ndatabase = nestvec.open(sys.argv[1])\n"
+        "try:\n    database.acquire_service_lock()\n"
+        "except nestvec.DatabaseLocked as error:\n    print(error.pid)\n"
+    )
     with nestvec.open(tmp_path / "db") as database:
         database.acquire_service_lock()
         out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "db")], capture_output=True, check=True)

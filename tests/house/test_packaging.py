@@ -51,7 +51,9 @@ def test_the_public_names_are_all_of_them_and_sorted() -> None:
 
 
 def test_only_files_py_creates_syncs_or_renames() -> None:
-    banned = re.compile(r"os\.(rename|replace|fsync|fdatasync|mkdir|makedirs|unlink|rmdir)\(|\.(rename|mkdir|rmdir|unlink)\(|shutil\.")
+    banned = re.compile(
+        r"os\.(rename|replace|fsync|fdatasync|mkdir|makedirs|unlink|rmdir)\(|\.(rename|mkdir|rmdir|unlink)\(|shutil\."
+    )
     offenders = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for path in sorted((ROOT / "engine").rglob("*.py"))

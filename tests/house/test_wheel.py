@@ -1,4 +1,4 @@
-"""The wheel built from the sdist holds the whole package: a missing sub-package works editable and is absent from a wheel."""
+"""The wheel built from the sdist is whole: a missing sub-package works editable and is absent from a wheel."""
 
 from __future__ import annotations
 

@@ -96,6 +96,7 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.path)
 
 
-Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None,
-                                     suppress_health_check=list(HealthCheck))
+Machine.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
 TestCollection = Machine.TestCase

@@ -49,13 +49,16 @@ QUERIES = {
     "empty text": ('{"text":""}', 422, "/text", "length"),
     "plan and exact": ('{"exact":true,"plan":{"route":"exact"},"vector":' + vector() + "}", 422, "", "plan and exact"),
     "unknown key": ('{"limit":3,"vector":' + vector() + "}", 422, "", "limit"),
-    "unknown key in plan": (
-        '{"vector":' + vector() + ',"plan":{"route":"soar","nprobe":3}}', 422, "/plan", "nprobe"),
+    "unknown key in plan": ('{"vector":' + vector() + ',"plan":{"route":"soar","nprobe":3}}', 422, "/plan", "nprobe"),
     "unknown route": ('{"vector":' + vector() + ',"plan":{"route":"hnsw"}}', 422, "/plan/route", "hnsw"),
     "soar without probes": ('{"vector":' + vector() + ',"plan":{"route":"soar"}}', 422, None, "probes"),
     "descending stages": (
         '{"vector":' + vector() + ',"plan":{"route":"soar","probes":1,"stages":'
-        '[{"dims":8,"keep":20},{"dims":4,"keep":10}]}}', 422, None, "ascending"),
+        '[{"dims":8,"keep":20},{"dims":4,"keep":10}]}}',
+        422,
+        None,
+        "ascending",
+    ),
     "k 0": ('{"k":0,"vector":' + vector() + "}", 422, "/k", ">= 1"),
     "k -1": ('{"k":-1,"vector":' + vector() + "}", 422, "/k", ">= 1"),
     "k 1001": ('{"k":1001,"vector":' + vector() + "}", 422, "/k", "<= 1000"),
