@@ -1,10 +1,11 @@
 # Seven words to know: setup demo test check serve bench-smoke clean. Everything runs in .venv, made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.nestvec-installed
+STAMP := .venv/.nestvec-dev
+RUN := .venv/.nestvec-run
 DB ?= nestvec-data
 
-.PHONY: help setup demo test check serve bench-smoke encoder clean
+.PHONY: help setup demo test check serve bench-smoke clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -14,18 +15,21 @@ $(BIN)/python:
 		{ echo "nestvec needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# Installed again when the metadata or a kernel changes.
-$(STAMP): $(BIN)/python pyproject.toml setup.py $(wildcard index/kernels/*.cpp index/kernels/*.hpp)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,parquet,bench]'
-	@touch $(STAMP)
+# Two stamps: running needs no development tools. Each is made again when the metadata or a kernel changes.
+SOURCES := pyproject.toml setup.py $(wildcard index/kernels/*.cpp index/kernels/*.hpp)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
-.venv/.nestvec-demo: $(BIN)/python pyproject.toml setup.py $(wildcard index/kernels/*.cpp index/kernels/*.hpp)
-	@test -e $(STAMP) || $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	@touch $@
+$(RUN): $(SOURCES) | $(BIN)/python
+	$(INSTALL) .
+	@touch $(RUN)
+
+$(STAMP): $(SOURCES) | $(BIN)/python
+	$(INSTALL) '.[dev,parquet,bench]'
+	@touch $(RUN) $(STAMP)
 
 setup: $(STAMP)  ## make .venv with nestvec and its development tools
 
-demo: .venv/.nestvec-demo  ## build a collection from Python's own documentation, serve it, ask it a question
+demo: $(RUN)  ## build a collection from Python's own documentation, serve it, ask it a question
 	$(BIN)/nestvec demo --db demo-db
 
 test: $(STAMP)  ## every check and every test
@@ -38,7 +42,7 @@ check: $(STAMP)  ## lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-serve: .venv/.nestvec-demo  ## serve $(DB) on loopback
+serve: $(RUN)  ## serve $(DB) on loopback
 	$(BIN)/nestvec serve --db $(DB)
 
 bench-smoke: $(STAMP)  ## a recall/latency sweep on a few thousand real vectors, within a minute
