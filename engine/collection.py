@@ -158,6 +158,12 @@ class Collection:
             answers = execute(snapshot, self.config, queries, k, chosen)
             return [self._hits(connection, snapshot, found, with_payload, with_vector) for found in answers]
 
+    def warm(self) -> None:
+        """Load what the first search would have to wait for: the encoder, if there is one, and the newest snapshot."""
+        if self.config.encoder is not None:
+            self._load_encoder().encode_queries(["warm"])
+        self.count()
+
     def seal(self) -> SealResult:
         """Move the growing rows into a segment; the first seal over 1000 rows also trains a generation."""
         return compaction.seal(self._part)

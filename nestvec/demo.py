@@ -116,7 +116,7 @@ def _batches() -> Iterator[nestvec.Batch]:
             start=start,
             ids=[passage["id"] for passage in batch],
             vectors=None,
-            texts=[passage["text"] for passage in batch],
+            texts=[f"{passage['title']}: {passage['text']}" for passage in batch],
             payloads=[{"title": passage["title"], "module": passage["module"]} for passage in batch],
         )
         start += len(batch)

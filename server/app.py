@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from nestvec.engine.database import Database
 from nestvec.engine.database import open as open_database
+from nestvec.errors import EncoderMismatch, NotFound
 from nestvec.server import errors, openapi, routes_collections, routes_health, routes_query, routes_records
 from nestvec.server.gate import Gate
 from nestvec.server.service import Service
@@ -34,7 +35,7 @@ def create_app(database: Database, settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.run(database.collections)  # a database that cannot be read stops the start, not the first user
+        await service.run(lambda: _warm(database))
         service.ready = True
         yield
         service.ready = False
@@ -55,6 +56,15 @@ def create_app(database: Database, settings: Settings) -> FastAPI:
         routes.add_routes(app)
     openapi.install(app, settings)
     return app
+
+
+def _warm(database: Database) -> None:
+    """A database that cannot be read stops the start, not the first user; a missing encoder stops only text."""
+    for info in database.collections():
+        try:
+            database.collection(info.name).warm()
+        except (EncoderMismatch, NotFound) as error:
+            logger.warning("%s answers vectors only: %s", info.name, error)
 
 
 def serve(path: Path | str, settings: Settings) -> None:
