@@ -34,13 +34,14 @@ demo: $(RUN)  ## build a collection from Python's own documentation, serve it, a
 
 test: $(STAMP)  ## every check and every test
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/house
 
-check: $(STAMP)  ## lint, types, layers
+check: $(STAMP)  ## lint, types, layers, and the house's guards (packages, wheel)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/house
 
 serve: $(RUN)  ## serve $(DB) on loopback
 	$(BIN)/nestvec serve --db $(DB)
