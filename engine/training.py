@@ -18,8 +18,8 @@ SAMPLE_ROWS = 100_000
 ROTATION_SAMPLE_ROWS = 20_000
 _QUERIES = 500
 _SHORTLIST = 100
-_ENOUGH = 0.9
-_WORTH = 0.02
+_ENOUGH = 0.98
+_WORTH = 0.01
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -67,7 +67,7 @@ def decide_rotation(
 ) -> tuple[NDArray[np.float32] | None, float | None]:
     """(the rotation to use or None, share of the true 10 nearest found in the prefix's 100 nearest as stored).
 
-    `rotate`: "none", "pca", or "auto" = where the prefix alone finds under .9 and a PCA finds over .02 more.
+    `rotate`: "none", "pca", or "auto" = where the prefix alone finds under .98 and a PCA finds over .01 more (it loses nothing).
     """
     dims = prefix_dims(config)
     if len(sample) < 2 * _SHORTLIST or dims is None:
