@@ -67,7 +67,7 @@ def decide_rotation(
 ) -> tuple[NDArray[np.float32] | None, float | None]:
     """(the rotation to use or None, share of the true 10 nearest found in the prefix's 100 nearest as stored).
 
-    `rotate`: "none", "pca", or "auto" = where the prefix alone finds under .98 and a PCA finds over .01 more (it loses nothing).
+    `rotate`: "none", "pca", or "auto" = where the prefix alone finds under .98 and a PCA over .01 more.
     """
     dims = prefix_dims(config)
     if len(sample) < 2 * _SHORTLIST or dims is None:
