@@ -38,7 +38,7 @@ def open(path: str | os.PathLike[str], *, create: bool = True) -> Database:
 
 def _create(root: Path, create: bool) -> None:
     if not create:
-        raise NotFound(f"{root} holds no nestvec database; open it with create=True to make one")
+        raise NotFound(f"{root} holds no nestvec database; `nestvec build` or nestvec.open(create=True) makes one")
     if root.exists() and not root.is_dir():
         raise Conflict(f"{root} is a file; a database is a directory")
     if root.is_dir() and any(not name.startswith("tmp-") for name in os.listdir(root) if name != _FORMAT_FILE):
