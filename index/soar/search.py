@@ -115,6 +115,8 @@ class SoarIndex:
         work.partitions += prepared.lists.shape[0]
         work.codes += scanned
         work.bytes += scanned * held.codes.shape[1]
-        work.micros.setdefault("probe", prepared.micros)  # once, however many segments share the prepared query
+        if "probe" not in work.micros:  # once, however many segments share the prepared query
+            work.micros["probe"] = prepared.micros
+            work.bytes += self.model.centroids.nbytes
         work.add_micros("scan", (time.perf_counter() - started) * 1e6)
         return rows
