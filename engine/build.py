@@ -25,7 +25,6 @@ from nestvec.engine.maintenance import (
     publish_generation,
     publish_postings,
     publish_segment,
-    usable_model,
 )
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Snapshot
@@ -191,7 +190,7 @@ class _Build:
         part, snapshot = self.part, self.snapshot
         path = part.layout.segment(segment.number)
         opened = open_segment(path, segment.number, segment.manifest_crc, part.config)
-        model, trained = usable_model(snapshot.generation), None
+        model, trained = snapshot.model, None
         if self._trains(rows):
             with self._timed("train"):
                 self.progress("train", 0, None)

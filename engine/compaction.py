@@ -16,7 +16,6 @@ from nestvec.engine.maintenance import (
     publish_generation,
     publish_postings,
     publish_segment,
-    usable_model,
 )
 from nestvec.engine.record import CompactResult, SealResult
 from nestvec.engine.snapshot import SegmentView, Snapshot
@@ -42,7 +41,7 @@ def seal(part: Part) -> SealResult:
         segment = open_segment(
             part.layout.segment(published.number), published.number, published.manifest_crc, part.config
         )
-        model, trained = usable_model(generation), None
+        model, trained = snapshot.model, None
         if generation is None and len(seqs) + _sealed(snapshot) >= MIN_TRAINING_ROWS:
             model, trained = _first_generation(part, snapshot, segment)
         coded: list[tuple[int, int]] = []
@@ -133,7 +132,7 @@ def compact(part: Part, *, retrain: bool) -> CompactResult:
             verify_segment(view.segment.path, crcs[view.segment.number])
         merged = _merge_segments(part, views) if rows else None
         files.crash_point("compact-merged")
-        model, trained = usable_model(snapshot.generation), None
+        model, trained = snapshot.model, None
         if retrain and merged is not None:
             model = train_model(merged[1].vectors, part.config, rows)
             trained = publish_generation(part, model, snapshot.rotation)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import SnapshotKeeper
 from nestvec.engine.storage import catalog, files
-from nestvec.engine.storage.generation import Generation, write_generation, write_postings
+from nestvec.engine.storage.generation import write_generation, write_postings
 from nestvec.engine.storage.layout import Layout
 from nestvec.errors import OutcomeUnknown
 from nestvec.index.soar.assign import assign
@@ -127,8 +127,3 @@ def list_postings(connection: apsw.Connection, generation: int, segment: int, ma
     connection.execute(
         "INSERT INTO postings(generation, segment, manifest_crc) VALUES (?, ?, ?)", (generation, segment, manifest_crc)
     )
-
-
-def usable_model(generation: Generation | None) -> SoarModel | None:
-    """The current model, None without a generation or where it is damaged."""
-    return generation.model if generation else None

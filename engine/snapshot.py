@@ -24,6 +24,7 @@ from nestvec.engine.storage.segment import Segment, open_segment
 from nestvec.errors import Damaged
 from nestvec.index.soar.assign import assign
 from nestvec.index.soar.search import SoarIndex
+from nestvec.index.soar.train import SoarModel
 
 log = logging.getLogger("nestvec")
 
@@ -94,10 +95,14 @@ class Snapshot:
         return self.generation.rotation if self.generation else None
 
     @property
+    def model(self) -> SoarModel | None:
+        """The current model; None without a generation, or where its model is damaged."""
+        return self.generation.model if self.generation else None
+
+    @property
     def max_probes(self) -> int:
-        """Partitions of the generation, 0 without one."""
-        model = self.generation.model if self.generation else None
-        return model.config.partitions if model else 0
+        """Partitions of the model, 0 without one."""
+        return self.model.config.partitions if self.model else 0
 
 
 class _DeltaBuffer:

@@ -48,6 +48,7 @@ class SoarIndex:
             raise InvalidInput(f"the postings were not assigned for metric {model.metric!r}")
         self.model = model
         self.postings = postings
+        self._squares = np.einsum("ij,ij->i", model.centroids, model.centroids) if model.metric == "l2" else None
 
     @property
     def n_rows(self) -> int:
@@ -79,9 +80,9 @@ class SoarIndex:
         products = np.einsum("ij,j->i", model.centroids, query[: model.config.partition_dims])
         table, scale, base = lookup_table(query[: model.config.code_dims], model.codebook)
         order = products
-        if model.metric == "l2":
+        if self._squares is not None:
             products, scale, base = 2.0 * products, 2.0 * scale, 2.0 * base
-            order = products - np.einsum("ij,ij->i", model.centroids, model.centroids)
+            order = products - self._squares
         lists = top_positions(order, np.arange(order.shape[0]), min(probes, self.max_probes)).astype(np.int32)
         micros = (time.perf_counter() - started) * 1e6
         return SoarQuery(lists, products[lists].astype(np.float32), table, scale, base, micros)
