@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from nestvec.engine.coordinates import F32, as_matrix, bad_rows, rotate, to_stored, to_unit
 from nestvec.engine.maintenance import (
+    Coded,
     Part,
     Published,
-    list_generation,
-    list_postings,
-    list_segment,
+    Trained,
+    code_segments,
+    list_publication,
     maintenance,
     publish_generation,
-    publish_postings,
     publish_segment,
+    silent,
 )
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Snapshot
@@ -40,7 +41,6 @@ from nestvec.engine.training import (
 )
 from nestvec.engine.writer import Encode, Row, check_row
 from nestvec.errors import InvalidInput, InvalidRecord, NestvecError
-from nestvec.index.soar.train import SoarModel
 
 ROTATE = ("auto", "pca", "none")
 _BLOCK_ROWS = 8192
@@ -97,13 +97,9 @@ def build(
         fixed = snapshot.generation is not None or bool(snapshot.segments)
         if rotate == "pca" and fixed and snapshot.rotation is None:
             raise InvalidInput("rotate='pca': this collection already holds unrotated segments; build into a new one")
-        run = _Build(part, snapshot, "none" if fixed else rotate, soar, partitions, progress or _silent)
+        run = _Build(part, snapshot, "none" if fixed else rotate, soar, partitions, progress or silent)
         with files.staging(part.layout.root, "build") as directory:
             return run.run(directory, batches, rejects, encode)
-
-
-def _silent(stage: str, done: int, total: int | None) -> None:
-    """No progress wanted."""
 
 
 class _Build:
@@ -198,39 +194,28 @@ class _Build:
                 model = train_model(opened.vectors, part.config, total, self.partitions)
                 trained = publish_generation(part, model, rotation)
         number = trained.number if trained else snapshot.generation.number if snapshot.generation else None
-        coded: list[tuple[int, int]] = []
+        coded: Coded = (None, [])
         if model is not None and number is not None:
             with self._timed("assign"):
                 older = [view.segment for view in snapshot.segments] if trained else []
-                coded = [
-                    (
-                        each.number,
-                        publish_postings(
-                            part, number, each.number, model, each.vectors, self._assign_progress(each.rows)
-                        ),
-                    )
-                    for each in [*older, opened]
-                ]
+                coded = code_segments(part, number, model, [*older, opened], self.progress)
         with self._timed("publish"):
             self.progress("publish", 0, rows)
             first = int(opened.seqs[0])
-            self._commit(directory, (segment, rows, first), (trained, model), (number, coded))
+            self._commit(directory, (segment, rows, first), (trained, model), coded)
             self.progress("publish", rows, rows)
         files.crash_point("build-committed")
         return number
-
-    def _assign_progress(self, total: int) -> Callable[[int], None]:
-        return lambda done: self.progress("assign", done, total)
 
     def _commit(
         self,
         directory: Path,
         segment: tuple[Published, int, int],
-        generation: tuple[Published | None, SoarModel | None],
-        postings: tuple[int | None, list[tuple[int, int]]],
+        generation: Trained,
+        coded: Coded,
     ) -> None:
         """The swap: records, segment, generation and posting lists appear together or not at all."""
-        (published, rows, first), (trained, model), (number, coded) = segment, generation, postings
+        published, rows, first = segment
         with self.part.catalog.attached(directory / _Intake.FILE, "staged"), self.part.catalog.write() as connection:
             clash = connection.execute(
                 "SELECT s.source, s.id FROM staged.row s JOIN record r ON r.id=s.id ORDER BY s.row LIMIT 1"
@@ -242,13 +227,7 @@ class _Build:
                 "SELECT ?+row, id, payload, text, crc FROM staged.row ORDER BY row",
                 (first,),
             )
-            list_segment(connection, published, rows)
-            if trained is not None and model is not None:
-                list_generation(connection, trained, model.config.partitions)
-            if number is not None:
-                for segment_number, crc in coded:
-                    list_postings(connection, number, segment_number, crc)
-            catalog.bump_epoch(connection)
+            list_publication(connection, published, rows, generation, coded)
             files.crash_point("build-before-commit")
 
 

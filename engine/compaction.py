@@ -7,15 +7,20 @@ from numpy.typing import NDArray
 
 from nestvec.engine.coordinates import to_stored
 from nestvec.engine.maintenance import (
+    Coded,
     Part,
     Published,
+    Trained,
+    code_segments,
     list_generation,
     list_postings,
+    list_publication,
     list_segment,
     maintenance,
     publish_generation,
     publish_postings,
     publish_segment,
+    silent,
 )
 from nestvec.engine.record import CompactResult, SealResult
 from nestvec.engine.snapshot import SegmentView, Snapshot
@@ -44,15 +49,12 @@ def seal(part: Part) -> SealResult:
         model, trained = snapshot.model, None
         if generation is None and len(seqs) + _sealed(snapshot) >= MIN_TRAINING_ROWS:
             model, trained = _first_generation(part, snapshot, segment)
-        coded: list[tuple[int, int]] = []
+        coded: Coded = (None, [])
         number = trained.number if trained else number
         if model is not None and number is not None:
             older = [view.segment for view in snapshot.segments] if trained else []
-            coded = [
-                (each.number, publish_postings(part, number, each.number, model, each.vectors))
-                for each in [*older, segment]
-            ]
-        _publish_seal(part, published, seqs, (trained, model), (number, coded))
+            coded = code_segments(part, number, model, [*older, segment], silent)
+        _publish_seal(part, published, seqs, (trained, model), coded)
         files.crash_point("seal-committed")
         return SealResult(len(seqs), published.number, number)
 
@@ -96,25 +98,11 @@ def _stage_growing(part: Part, snapshot: Snapshot) -> tuple[Published, NDArray[n
         return publish_segment(part, directory, crc), every
 
 
-def _publish_seal(
-    part: Part,
-    segment: Published,
-    seqs: NDArray[np.int64],
-    generation: tuple[Published | None, SoarModel | None],
-    postings: tuple[int | None, list[tuple[int, int]]],
-) -> None:
+def _publish_seal(part: Part, segment: Published, seqs: NDArray[np.int64], generation: Trained, coded: Coded) -> None:
     """The swap. Seqs only grow, so every growing row up to the last sealed seq is in the segment."""
-    trained, model = generation
-    number, coded = postings
     with part.catalog.write() as connection:
-        list_segment(connection, segment, len(seqs))
-        if trained is not None and model is not None:
-            list_generation(connection, trained, model.config.partitions)
-        if number is not None:
-            for segment_number, crc in coded:
-                list_postings(connection, number, segment_number, crc)
+        list_publication(connection, segment, len(seqs), generation, coded)
         connection.execute("DELETE FROM growing WHERE seq<=?", (int(seqs[-1]),))
-        catalog.bump_epoch(connection)
         files.crash_point("seal-before-commit")
 
 

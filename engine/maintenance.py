@@ -17,6 +17,8 @@ from nestvec.engine.snapshot import SnapshotKeeper
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.generation import write_generation, write_postings
 from nestvec.engine.storage.layout import Layout
+from nestvec.engine.storage.segment import Segment
+from nestvec.engine.training import Progress
 from nestvec.errors import OutcomeUnknown
 from nestvec.index.soar.assign import assign
 from nestvec.index.soar.train import SoarModel
@@ -127,3 +129,40 @@ def list_postings(connection: apsw.Connection, generation: int, segment: int, ma
     connection.execute(
         "INSERT INTO postings(generation, segment, manifest_crc) VALUES (?, ?, ?)", (generation, segment, manifest_crc)
     )
+
+
+Trained = tuple[Published | None, SoarModel | None]
+"""The generation trained for a publication (None: the current one stays) and the model that codes it."""
+Coded = tuple[int | None, list[tuple[int, int]]]
+"""The generation of some posting lists, and (segment, manifest crc32c) of each."""
+
+
+def code_segments(part: Part, generation: int, model: SoarModel, segments: list[Segment], progress: Progress) -> Coded:
+    """Code and publish the posting lists of several segments, reporting rows done as stage "assign"."""
+
+    def report(rows: int) -> Callable[[int], None]:
+        return lambda done: progress("assign", done, rows)
+
+    return generation, [
+        (each.number, publish_postings(part, generation, each.number, model, each.vectors, report(each.rows)))
+        for each in segments
+    ]
+
+
+def list_publication(
+    connection: apsw.Connection, segment: Published, rows: int, generation: Trained, coded: Coded
+) -> None:
+    """Inside the publishing transaction: all that a seal or a build made appears with this commit."""
+    list_segment(connection, segment, rows)
+    trained, model = generation
+    if trained is not None and model is not None:
+        list_generation(connection, trained, model.config.partitions)
+    number, postings = coded
+    if number is not None:
+        for segment_number, crc in postings:
+            list_postings(connection, number, segment_number, crc)
+    catalog.bump_epoch(connection)
+
+
+def silent(stage: str, done: int, total: int | None) -> None:
+    """No progress wanted."""

@@ -126,13 +126,11 @@ def search(
     stage_metric: StageMetric = "partial",
     allowed: npt.NDArray[np.bool_] | None = None,
     work: Work,
-    shortlist: int | None = None,
 ) -> tuple[Rows, Scores]:
     """Search one segment: first stage, then the funnel. Returns rows and scores, best first.
 
-    With `first` None the search is exact and `stages` are not used. `shortlist` is how many candidates the first
-    stage may hand over (>= 1); left out it is SHORTLIST_FACTOR times the first stage's keep (and at least k), and
-    without stages every visited row, so that all of them get their full score.
+    With `first` None the search is exact and `stages` are not used. The first stage hands over SHORTLIST_FACTOR times
+    the keep of stage one (and at least k) candidates, or without stages every visited row.
     """
     if first is None or prepared is None:
         if first is not None or prepared is not None:
@@ -140,7 +138,6 @@ def search(
         return exact_search(vectors, query, k, metric=metric, allowed=allowed, work=work)
     if first.n_rows != vectors.shape[0]:
         raise InvalidInput(f"the first stage holds {first.n_rows} rows, but there are {vectors.shape[0]} vectors")
-    if shortlist is None:
-        shortlist = max(k, SHORTLIST_FACTOR * stages[0].keep) if stages else max(1, first.n_rows)
+    shortlist = max(k, SHORTLIST_FACTOR * stages[0].keep) if stages else max(1, first.n_rows)
     rows = first.candidates(prepared, shortlist, allowed, work)
     return run_funnel(vectors, rows, query, stages, k, metric=metric, stage_metric=stage_metric, work=work)

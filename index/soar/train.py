@@ -73,11 +73,6 @@ class SoarModel:
     centroids: npt.NDArray[np.float32]
     codebook: npt.NDArray[np.float32]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the arrays."""
-        return self.centroids.nbytes + self.codebook.nbytes
-
 
 def default_config(n: int, dims: int, granularities: Sequence[int]) -> SoarConfig:
     """A sane configuration for n rows: n^0.6 / 2 partitions rounded to a power of two (1M -> 2048, 10k -> 128).
