@@ -1,11 +1,11 @@
-# Seven words to know: setup demo test check serve bench-smoke clean. Everything runs in .venv, made on first use.
+# Eight words to know: setup demo test check serve bench-smoke bench-peers clean. Everything runs in .venv, made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.nestvec-dev
 RUN := .venv/.nestvec-run
 DB ?= nestvec-data
 
-.PHONY: help setup demo test check serve bench-smoke clean
+.PHONY: help setup demo test check serve bench-smoke bench-peers sanitize clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -49,5 +49,16 @@ serve: $(RUN)  ## serve $(DB) on loopback
 bench-smoke: $(STAMP)  ## a recall/latency sweep on a few thousand real vectors, within a minute
 	$(BIN)/nestvec bench --smoke --out bench-out
 
+# BASE=, QUERIES= and, if there is one, TRUTH= are .npy files; without them the text of bench-smoke is searched.
+PEERS ?= scann,scann-core,faiss-prefix-ivfpqfs,faiss-rabitq-fs,faiss-hnsw-sq8,usearch,hnswlib
+VECTORS = $(if $(BASE),--base $(BASE) --queries $(QUERIES) $(if $(TRUTH),--truth $(TRUTH)),--smoke)
+
+bench-peers: $(STAMP)  ## nestvec beside other libraries (BASE= QUERIES= TRUTH=): 2 hours for a million rows
+	$(BIN)/nestvec bench --setup-peers --systems $(PEERS)
+	$(BIN)/nestvec bench $(VECTORS) --suite medium --systems soar-reader,soar,$(PEERS) --out bench-out/peers
+
+sanitize: $(STAMP)  ## the kernels' tests on a build with the address and undefined-behaviour sanitizers
+	$(BIN)/python scripts/sanitize.py
+
 clean:  ## remove what the words above made
-	rm -rf .venv build *.egg-info demo-db bench-out index/kernels/*.so
+	rm -rf .venv build *.egg-info demo-db bench-out bench-envs index/kernels/*.so

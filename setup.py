@@ -8,13 +8,25 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
 
 _FOLDER = "index/kernels"
+_PRIMITIVES = ("primitives_portable", "primitives_avx2", "primitives_avx512")
+_SOURCES = ("binding", "binding_encode", "binding_search", "bands", "encode", *_PRIMITIVES, "search", "stages")
+_HEADERS = (
+    "binding_checks",
+    "binding_holders",
+    "candidates",
+    "kernels",
+    "pages",
+    "primitives",
+    "query",
+    "search",
+)
 
 setup(
     ext_modules=[
         Pybind11Extension(
             "nestvec.index.kernels._native",
-            sources=[f"{_FOLDER}/{name}.cpp" for name in ("binding", "scan", "bands", "encode")],
-            depends=[f"{_FOLDER}/{name}.hpp" for name in ("kernels", "shortlist")],
+            sources=[f"{_FOLDER}/{name}.cpp" for name in _SOURCES],
+            depends=[f"{_FOLDER}/{name}.hpp" for name in _HEADERS],
             cxx_std=17,
             # -ffp-contract=off: a fused multiply-add would round differently from the reference.
             extra_compile_args=["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0"],

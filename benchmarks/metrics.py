@@ -64,24 +64,34 @@ def _shortlists(base: Vectors, queries: Vectors, k: int, metric: Metric) -> Rows
     return np.concatenate(parts, axis=1).astype(np.int64)
 
 
-def kth_scores(base: Vectors, queries: Vectors, truth: Rows, metric: Metric) -> Scores:
-    """The worst score f64[q] among each query's true neighbours: what an answer must reach to count."""
-    return np.array([score_rows(base, query, rows, metric).min() for query, rows in zip(queries, truth, strict=True)])
+class Judge:
+    """Says what share of given answers is right, for any k up to the width of `truth` i64[q, m] (best first)."""
 
+    def __init__(self, base: Vectors, queries: Vectors, truth: Rows, metric: Metric) -> None:
+        self._base, self._queries, self._truth, self._metric = base, queries, truth, metric
+        pairs = zip(queries, truth, strict=True)
+        self._scores = np.stack([score_rows(base, query, rows, metric) for query, rows in pairs])
 
-def recall(base: Vectors, queries: Vectors, found: Rows, kth: Scores, metric: Metric) -> float:
-    """Share of `found` i64[q, k] (-1: no answer) that scores at least `kth` f64[q]; ties count, repeats do not.
+    def kth_scores(self, k: int) -> Scores:
+        """The worst score f64[q] among each query's k true neighbours: what an answer must reach to count."""
+        worst: Scores = self._scores[:, :k].min(axis=1)
+        return worst
 
-    A score counts from 1e-6 (relative) below the k-th: the distance-based recall of ann-benchmarks.
-    """
-    hits = 0
-    for query, rows, bar in zip(queries, found, kth, strict=True):
-        distinct = np.unique(rows[rows >= 0])
-        scores = score_rows(base, query, distinct, metric)
-        hits += int((scores >= bar - RELATIVE_TOLERANCE * abs(bar)).sum())
-    return hits / found.size
+    def recall(self, found: Rows) -> float:
+        """Share of `found` i64[q, k] (-1: no answer) that scores at least the k-th neighbour; repeats count once.
 
-
-def percentile_us(seconds: Scores, percent: float) -> float:
-    """A percentile of per-query times, in microseconds."""
-    return float(np.percentile(seconds, percent)) * 1e6
+        A score counts from 1e-6 (relative) below the k-th, so that ties count: the distance-based recall of
+        ann-benchmarks. True neighbours need no scoring.
+        """
+        k = found.shape[1]
+        right = (found[:, :, None] == self._truth[:, None, :k]).any(axis=2)
+        bars = self.kth_scores(k)
+        bars = bars - RELATIVE_TOLERANCE * np.abs(bars)
+        for query in np.flatnonzero(~right.all(axis=1)):
+            others = np.flatnonzero(~right[query])
+            scores = score_rows(self._base, self._queries[query], found[query, others], self._metric)
+            right[query, others] = scores >= bars[query]
+        ordered = np.argsort(found, axis=1, kind="stable")
+        rows, counted = np.take_along_axis(found, ordered, axis=1), np.take_along_axis(right, ordered, axis=1)
+        counted[:, 1:] &= rows[:, 1:] != rows[:, :-1]
+        return int(counted.sum()) / found.size

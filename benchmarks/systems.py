@@ -1,150 +1,88 @@
-"""The systems under test, behind one protocol, and their registry.
-
-A system is built once per run and then searched at each of its settings, one query at a time.
-"""
+"""The systems under test: where each one's code is, what it needs installed, and how it can be asked."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-import nestvec
-from nestvec.benchmarks.metrics import Metric, Rows, Scores, Vectors
 from nestvec.errors import InvalidInput
 
 Setting = dict[str, Any]
-_BATCH_ROWS = 8_192
-_MAX_PROBES = 512
+MODES = ("single", "batch")
 
 
 @dataclass(frozen=True)
-class BuildInfo:
-    """What a build cost: seconds, and the bytes that the system keeps (its vectors included)."""
+class Context:
+    """How queries are asked: "single", one by one from Python, or "batch", 1,000 a call; with how many threads."""
 
-    build_s: float
-    index_bytes: int
+    mode: str
+    threads: int
 
-
-@dataclass(frozen=True)
-class Answers:
-    """Raw answers: neighbours i64[q, k] best first (-1: none), seconds f64[q], and work per query i64[q] each."""
-
-    rows: Rows
-    seconds: Scores
-    rows_scored: Rows
-    bytes_read: Rows
+    def __str__(self) -> str:
+        return f"{self.mode}:{self.threads}"
 
 
-class System(Protocol):
-    """One way to search vectors."""
+def parse_context(text: str) -> Context:
+    """`"batch:2"` as a context; `"single"` means one thread.
 
-    name: str
-
-    def build(self, base: Vectors, metric: Metric, workdir: Path, threads: int) -> BuildInfo:
-        """Index `base` [n, d] under the empty directory `workdir`."""
-
-    def settings(self, k: int) -> list[Setting]:
-        """The settings to sweep, cheapest first; known once built."""
-
-    def search(self, queries: Vectors, k: int, setting: Setting) -> Answers:
-        """Answer `queries` [q, d] one at a time, each timed by itself."""
-
-    def close(self) -> None:
-        """Let go of files and memory."""
-
-
-def _disk_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@dataclass
-class Nestvec:
-    """nestvec through its public names; ids are row numbers as text."""
-
-    name: str
-    soar: bool
-    _database: nestvec.Database | None = field(default=None, init=False)
-    _collection: Any = field(default=None, init=False)
-
-    def build(self, base: Vectors, metric: Metric, workdir: Path, threads: int) -> BuildInfo:
-        """Bulk-build one collection of `base`."""
-        self._database = nestvec.open(workdir / "db")
-        dims = int(base.shape[1])
-        self._collection = self._database.create_collection("bench", dims=dims, metric=metric)
-        started = time.perf_counter()
-        self._collection.build(_batches(base), soar=self.soar)
-        return BuildInfo(time.perf_counter() - started, _disk_bytes(workdir))
-
-    def settings(self, k: int) -> list[Setting]:
-        """Exact: one. SOAR: probes doubling, each with short and long funnels."""
-        if not self.soar:
-            return [{"route": "exact"}]
-        dims: tuple[int, ...] = self._collection.config.granularities
-        return [{"route": "soar", "probes": p, "stages": s} for p in self._probes() for s in _funnels(dims, k)]
-
-    def _probes(self) -> list[int]:
-        """Powers of two, up to about the number of partitions; the engine takes more probes as all of them."""
-        bound = min(_MAX_PROBES, max(1.0, float(self._collection.count()) ** 0.6))
-        return [2**power for power in range(_MAX_PROBES.bit_length()) if 2**power <= bound]
-
-    def search(self, queries: Vectors, k: int, setting: Setting) -> Answers:
-        """Answer through Collection.search, with one fixed plan."""
-        plan = _plan(setting)
-        found = np.full((len(queries), k), -1, dtype=np.int64)
-        seconds = np.empty(len(queries))
-        rows_scored, bytes_read = np.empty((2, len(queries)), dtype=np.int64)
-        for place, query in enumerate(np.ascontiguousarray(queries, dtype=np.float32)):
-            started = time.perf_counter()
-            hits = self._collection.search(query, k=k, plan=plan, exact=plan is None, with_payload=False)
-            seconds[place] = time.perf_counter() - started
-            found[place, : len(hits.hits)] = [int(hit.id) for hit in hits.hits]
-            rows_scored[place], bytes_read[place] = hits.work.rows, hits.work.bytes
-        return Answers(found, seconds, rows_scored, bytes_read)
-
-    def close(self) -> None:
-        """Close the database."""
-        if self._database is not None:
-            self._database.close()
-
-
-def _batches(base: Vectors) -> Iterator[nestvec.Batch]:
-    for start in range(0, len(base), _BATCH_ROWS):
-        vectors = np.ascontiguousarray(base[start : start + _BATCH_ROWS], dtype=np.float32)
-        yield nestvec.Batch(start=start, ids=None, vectors=vectors, texts=None, payloads=None)
-
-
-def _funnels(granularities: tuple[int, ...], k: int) -> list[list[list[int]]]:
-    """Funnels as [dims, keep] stages, cheapest first: short and long ones over the middle prefix, and one of two."""
-    middle = granularities[len(granularities) // 2]
-    funnels = [[[middle, 5 * k]], [[middle, 20 * k]]]
-    if granularities[0] < middle:
-        funnels.insert(1, [[granularities[0], 20 * k], [middle, 5 * k]])
-    return funnels
-
-
-def _plan(setting: Setting) -> nestvec.Plan | None:
-    if setting["route"] == "exact":
-        return None
-    stages = tuple(nestvec.Stage(dims=dims, keep=keep) for dims, keep in setting["stages"])
-    return nestvec.Plan(route="soar", probes=setting["probes"], stages=stages)
-
-
-SYSTEMS: dict[str, Callable[[], System]] = {
-    "exact": lambda: Nestvec("exact", soar=False),
-    "soar": lambda: Nestvec("soar", soar=True),
-}
-
-
-def make_system(name: str) -> System:
-    """The system called `name`.
-
-    Raises InvalidInput, with the known names, where there is none.
+    Raises InvalidInput for anything else.
     """
-    if name not in SYSTEMS:
-        raise InvalidInput(f"unknown system {name!r}; known: {', '.join(sorted(SYSTEMS))}")
-    return SYSTEMS[name]()
+    mode, _, threads = text.partition(":")
+    if mode not in MODES or not (threads or "1").isdecimal() or int(threads or 1) < 1:
+        raise InvalidInput(f"a mode is single or batch and a number of threads, such as batch:2; got {text!r}")
+    return Context(mode, int(threads or 1))
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to search vectors.
+
+    `file` and `kind` are the module under peers/ and its class. `environment` names the virtual environment that holds
+    `packages` and nothing else; "" is nestvec's own. `threaded`: a batch may use several threads.
+    """
+
+    name: str
+    file: str
+    kind: str
+    packages: tuple[str, ...]
+    environment: str = ""
+    threaded: bool = True
+
+    @property
+    def ours(self) -> bool:
+        """Whether this is nestvec itself rather than a peer."""
+        return not self.environment
+
+    def can(self, context: Context) -> bool:
+        """Whether this system can be asked so."""
+        return self.threaded or context.threads == 1
+
+
+_NESTVEC = ("nestvec", "faiss-cpu")
+_ALL = (
+    System("exact", "nestvec_peer.py", "Exact", _NESTVEC, threaded=False),
+    System("soar", "nestvec_peer.py", "Soar", _NESTVEC, threaded=False),
+    System("soar-reader", "nestvec_peer.py", "SoarReader", _NESTVEC),
+    System("scann", "scann_peer.py", "Scann", ("scann",), "scann"),
+    System("scann-core", "scann_peer.py", "Scann", ("scann-core",), "scann-core"),
+    System("faiss-prefix-ivfpqfs", "faiss_peer.py", "PrefixPq", ("faiss-cpu",), "faiss"),
+    System("faiss-rabitq-fs", "faiss_peer.py", "RaBitQ", ("faiss-cpu",), "faiss"),
+    System("faiss-hnsw-sq8", "faiss_peer.py", "HnswSq8", ("faiss-cpu",), "faiss"),
+    System("usearch", "usearch_peer.py", "Usearch", ("usearch",), "usearch"),
+    System("hnswlib", "hnswlib_peer.py", "Hnswlib", ("hnswlib",), "hnswlib"),
+)
+SYSTEMS = {system.name: system for system in _ALL}
+
+
+def pick(names: Sequence[str]) -> list[System]:
+    """The systems called `names`.
+
+    Raises InvalidInput, with the known names, for an unknown or repeated one and for none.
+    """
+    if not names or len(set(names)) < len(names):
+        raise InvalidInput(f"--systems needs different names; got {', '.join(names) or 'none'}")
+    unknown = [name for name in names if name not in SYSTEMS]
+    if unknown:
+        raise InvalidInput(f"unknown system {unknown[0]!r}; known: {', '.join(SYSTEMS)}")
+    return [SYSTEMS[name] for name in names]

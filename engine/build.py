@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
 
-import apsw
 import numpy as np
-from numpy.typing import NDArray
 
-from nestvec.engine.coordinates import F32, as_matrix, bad_rows, rotate, to_stored, to_unit
+from nestvec.engine.coordinates import F32, rotate
+from nestvec.engine.intake import Batch, Intake
 from nestvec.engine.maintenance import (
     Coded,
     Part,
@@ -25,41 +22,23 @@ from nestvec.engine.maintenance import (
     maintenance,
     publish_generation,
     publish_segment,
-    silent,
 )
-from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.progress import Progress, silent
 from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.segment import finish_segment, open_segment
 from nestvec.engine.training import (
     MIN_TRAINING_ROWS,
     ROTATION_SAMPLE_ROWS,
-    Progress,
     decide_rotation,
     sample_rows,
     train_model,
 )
-from nestvec.engine.writer import Encode, Row, check_row
-from nestvec.errors import InvalidInput, InvalidRecord, NestvecError
+from nestvec.engine.writer import Encode
+from nestvec.errors import InvalidInput, InvalidRecord
 
 ROTATE = ("auto", "pca", "none")
 _BLOCK_ROWS = 8192
-
-
-@dataclass(eq=False)
-class Batch:
-    """Consecutive rows of an input. `start` is the 0-based number of the first; `vectors` is f32 [n, dims].
-
-    Without `ids` a row's number is its id. Without `vectors` the texts are encoded by the collection's encoder.
-    `bad` maps the offsets of rows that could not be read to the reasons; their vectors or texts are not looked at.
-    """
-
-    start: int
-    ids: list[str] | None = None
-    vectors: NDArray[np.float32] | None = None
-    texts: list[str] | None = None
-    payloads: list[dict[str, Any]] | None = None
-    bad: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +63,7 @@ def build(
     progress: Progress | None,
     partitions: int | None,
     soar: bool,
+    rescore: bool,
     encode: Encode,
 ) -> BuildReport:
     """See `Collection.build`."""
@@ -97,7 +77,7 @@ def build(
         fixed = snapshot.generation is not None or bool(snapshot.segments)
         if rotate == "pca" and fixed and snapshot.rotation is None:
             raise InvalidInput("rotate='pca': this collection already holds unrotated segments; build into a new one")
-        run = _Build(part, snapshot, "none" if fixed else rotate, soar, partitions, progress or silent)
+        run = _Build(part, snapshot, "none" if fixed else rotate, soar, rescore, partitions, progress or silent)
         with files.staging(part.layout.root, "build") as directory:
             return run.run(directory, batches, rejects, encode)
 
@@ -106,10 +86,17 @@ class _Build:
     """One build: read, rotate, train, assign, publish."""
 
     def __init__(
-        self, part: Part, snapshot: Snapshot, rotate: str, soar: bool, partitions: int | None, progress: Progress
+        self,
+        part: Part,
+        snapshot: Snapshot,
+        rotate: str,
+        soar: bool,
+        rescore: bool,
+        partitions: int | None,
+        progress: Progress,
     ) -> None:
         self.part, self.snapshot, self.rotate, self.soar = part, snapshot, rotate, soar
-        self.partitions, self.progress = partitions, progress
+        self.rescore, self.partitions, self.progress = rescore, partitions, progress
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -119,7 +106,7 @@ class _Build:
         self.seconds[stage] = round(time.monotonic() - started, 3)
 
     def run(self, directory: Path, batches: Iterable[Batch], rejects: Path | None, encode: Encode) -> BuildReport:
-        intake = _Intake(self.part, directory, self.snapshot, self.rotate != "none", rejects, encode)
+        intake = Intake(self.part, directory, self.snapshot, self.rotate != "none", rejects, encode)
         try:
             with self._timed("read"):
                 for batch in batches:
@@ -165,8 +152,9 @@ class _Build:
         writer = files.FileWriter(path)
         try:
             for start in range(0, len(staged), _BLOCK_ROWS):
-                block = np.array(staged[start : start + _BLOCK_ROWS])
+                block = staged[start : start + _BLOCK_ROWS]
                 writer.append(np.asarray(rotate(block, rotation), self.part.config.dtype))
+                files.release(staged)
                 self.progress("rotate", min(start + _BLOCK_ROWS, len(staged)), len(staged))
             entry = writer.finish()
         finally:
@@ -191,7 +179,7 @@ class _Build:
             with self._timed("train"):
                 self.progress("train", 0, None)
                 total = rows + sum(view.segment.rows for view in snapshot.segments)
-                model = train_model(opened.vectors, part.config, total, self.partitions)
+                model = train_model(opened.vectors, part.config, total, self.partitions, rescore=self.rescore)
                 trained = publish_generation(part, model, rotation)
         number = trained.number if trained else snapshot.generation.number if snapshot.generation else None
         coded: Coded = (None, [])
@@ -216,7 +204,7 @@ class _Build:
     ) -> None:
         """The swap: records, segment, generation and posting lists appear together or not at all."""
         published, rows, first = segment
-        with self.part.catalog.attached(directory / _Intake.FILE, "staged"), self.part.catalog.write() as connection:
+        with self.part.catalog.attached(directory / Intake.FILE, "staged"), self.part.catalog.write() as connection:
             clash = connection.execute(
                 "SELECT s.source, s.id FROM staged.row s JOIN record r ON r.id=s.id ORDER BY s.row LIMIT 1"
             ).get
@@ -229,143 +217,3 @@ class _Build:
             )
             list_publication(connection, published, rows, generation, coded)
             files.crash_point("build-before-commit")
-
-
-class _Intake:
-    """Checks rows and appends them to the staging files: vectors (and norms) raw, the rest in a SQLite file."""
-
-    FILE = "rows.sqlite"
-
-    def __init__(
-        self, part: Part, directory: Path, snapshot: Snapshot, undecided: bool, rejects: Path | None, encode: Encode
-    ) -> None:
-        self._part, self._snapshot, self._undecided, self._encode = part, snapshot, undecided, encode
-        self.rows, self.rejected = 0, 0
-        files.new_directory(directory / "segment")
-        self._vectors = files.FileWriter(directory / "segment" / "vectors.bin")
-        cosine = part.config.metric == "cosine"
-        self._norms = files.FileWriter(directory / "segment" / "norms.bin") if cosine else None
-        self._database = apsw.Connection(str(directory / self.FILE))
-        for statement in (
-            "PRAGMA journal_mode=OFF",
-            "PRAGMA synchronous=OFF",
-            "PRAGMA cache_size=-65536",
-            "CREATE TABLE row(row INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, payload BLOB NOT NULL, "
-            "text TEXT, crc INTEGER NOT NULL, source INTEGER NOT NULL)",
-            "BEGIN",
-        ):
-            self._database.execute(statement)
-        self._rejects: TextIO | None = rejects.open("w", encoding="utf-8") if rejects else None
-
-    def add(self, batch: Batch) -> None:
-        vectors, bad = self._vectors_of(batch)
-        ids = batch.ids if batch.ids is not None else [str(batch.start + i) for i in range(len(vectors))]
-        for name, column in (("ids", ids), ("texts", batch.texts), ("payloads", batch.payloads)):
-            if column is not None and len(column) != len(vectors):
-                raise InvalidInput(
-                    f"the batch from row {batch.start} has {len(vectors)} vectors and {len(column)} "
-                    f"{name}; they must be as many"
-                )
-        good, rows = self._checked(batch, ids, bad)
-        if len(good) < len(vectors):
-            vectors = vectors[good]
-        if len(good):
-            self._append(vectors, rows, [batch.start + i for i in good])
-
-    def _vectors_of(self, batch: Batch) -> tuple[F32, dict[int, str]]:
-        """(vectors, offset -> why that row cannot be used)."""
-        config: CollectionConfig = self._part.config
-        try:
-            if batch.vectors is not None:
-                vectors = as_matrix(batch.vectors, config.dims)
-                return vectors, bad_rows(vectors, config) | batch.bad
-            if batch.texts is None or config.encoder is None:
-                raise InvalidInput("the rows have no vectors, and no text that an encoder of the collection could read")
-            return self._encoded(batch.texts, batch.bad)
-        except InvalidInput as error:
-            raise InvalidInput(f"rows from {batch.start}: {error}") from None
-
-    def _encoded(self, texts: list[str], unread: dict[int, str]) -> tuple[F32, dict[int, str]]:
-        """Vectors of the usable texts, NaN for the others: one bad text must not stop its whole batch."""
-        empty = {i: "the text is empty" for i, text in enumerate(texts) if not text.strip()}
-        usable = [i for i in range(len(texts)) if i not in empty and i not in unread]
-        vectors = np.full((len(texts), self._part.config.dims), np.nan, np.float32)
-        if usable:
-            vectors[usable] = as_matrix(self._encode([texts[i] for i in usable]), self._part.config.dims)
-        return vectors, bad_rows(vectors, self._part.config) | empty | unread
-
-    def _checked(self, batch: Batch, ids: list[str], bad: dict[int, str]) -> tuple[list[int], list[Row]]:
-        """(positions, columns) of the good rows; the bad ones are rejected, or the first of them is raised."""
-        good, rows, seen = [], [], set[str]()
-        with self._part.catalog.read() as connection:
-            known = connection if self._snapshot.rows else None
-            for i, id in enumerate(ids):
-                try:
-                    row = check_row(
-                        batch.start + i,
-                        id,
-                        batch.payloads[i] if batch.payloads else None,
-                        batch.texts[i] if batch.texts else None,
-                    )
-                    reason = bad.get(i) or self._duplicate(row.id, seen, known)
-                    if reason:
-                        raise InvalidRecord(batch.start + i, row.id, reason)
-                except InvalidRecord as error:
-                    self._reject(error)
-                    continue
-                seen.add(row.id)
-                good.append(i)
-                rows.append(row)
-        return good, rows
-
-    def _duplicate(self, id: str, seen: set[str], known: apsw.Connection | None) -> str | None:
-        if id in seen:
-            return "the same id came earlier in this build"
-        if self.rows:
-            earlier = self._database.execute("SELECT source FROM row WHERE id=?", (id,)).get
-            if earlier is not None:
-                return f"the same id came earlier in this build, at row {earlier}"
-        if known is not None and known.execute("SELECT 1 FROM record WHERE id=?", (id,)).get is not None:
-            return "the collection already holds a record of this id"
-        return None
-
-    def _reject(self, error: InvalidRecord) -> None:
-        if self._rejects is None:
-            raise error
-        self.rejected += 1
-        line = {"row": error.position, "id": error.id, "reason": error.reason}
-        self._rejects.write(json.dumps(line) + "\n")
-
-    def _append(self, vectors: F32, rows: list[Row], sources: list[int]) -> None:
-        config = self._part.config
-        if self._undecided:
-            stored, norms = to_unit(vectors, config)
-        else:
-            stored, norms = to_stored(vectors, config, self._snapshot.rotation)
-        self._vectors.append(stored)
-        if self._norms is not None and norms is not None:
-            self._norms.append(norms)
-        try:
-            self._database.executemany(
-                "INSERT INTO row VALUES (?, ?, ?, ?, ?, ?)",
-                ((self.rows + i, *row, source) for i, (row, source) in enumerate(zip(rows, sources, strict=True))),
-            )
-        except (apsw.FullError, apsw.IOError) as error:
-            raise NestvecError(f"build: cannot write the staging files ({error}); nothing was changed") from error
-        self.rows += len(rows)
-
-    def finish(self) -> list[files.FileEntry]:
-        """Everything is in the staging files; the entries of vectors.bin and norms.bin."""
-        self._database.execute("COMMIT")
-        if self._rejects is not None:
-            self._rejects.flush()
-        return [self._vectors.finish(), *([self._norms.finish()] if self._norms else [])]
-
-    def close(self) -> None:
-        """Close every file, after success or failure."""
-        self._vectors.close()
-        if self._norms is not None:
-            self._norms.close()
-        self._database.close(True)
-        if self._rejects is not None:
-            self._rejects.close()

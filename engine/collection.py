@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import apsw
 import numpy as np
@@ -13,22 +13,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from nestvec.engine import build as building
 from nestvec.engine import compaction, writer
-from nestvec.engine.build import Batch, BuildReport
+from nestvec.engine.build import BuildReport
 from nestvec.engine.coordinates import F32, prepare_queries, to_user
 from nestvec.engine.execute import EXACT, Found, execute
+from nestvec.engine.intake import Batch
+from nestvec.engine.keeper import SnapshotKeeper
 from nestvec.engine.maintenance import Part
-from nestvec.engine.plan import MAX_K, Plan, check_plan, default_plan
+from nestvec.engine.plan import Plan, check_k, check_plan
+from nestvec.engine.progress import Progress
+from nestvec.engine.reader import Reader
 from nestvec.engine.record import CollectionInfo, CompactResult, Hit, Hits, Record, SealResult, UpsertResult
 from nestvec.engine.schema import CollectionConfig, check_id, check_text
-from nestvec.engine.snapshot import Delta, Snapshot, SnapshotKeeper
+from nestvec.engine.snapshot import Delta, Snapshot
 from nestvec.engine.storage import catalog, files, generation, segment
 from nestvec.engine.storage.layout import Layout
 from nestvec.engine.storage.segment import Segment
-from nestvec.engine.training import Progress
 from nestvec.errors import Damaged, EncoderMismatch, InvalidInput
 
 if TYPE_CHECKING:
     from nestvec.engine.encoders.protocol import Encoder
+
+
+_READ_ROWS = 1000
 
 
 class Collection:
@@ -108,7 +114,8 @@ class Collection:
             seqs = np.array(found, np.int64)
             vectors = self._vectors(snapshot, seqs) if with_vector else None
             return [
-                self._record(connection, seq, None if vectors is None else vectors[i]) for i, seq in enumerate(found)
+                Record(id, None if vectors is None else vectors[i], _payload(payload), text)
+                for i, (id, payload, text) in enumerate(_read(connection, found))
             ]
 
     def search(
@@ -146,23 +153,27 @@ class Collection:
         with_vector: bool = False,
     ) -> list[Hits]:
         """`search` for many vectors [b, dims] or many texts, all at one instant."""
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
-            raise InvalidInput(f"k must be an integer from 1 to {MAX_K}, got {k!r}")
+        check_k(k)
         if plan is not None and exact:
             raise InvalidInput("give a plan or exact=True, not both")
         if plan is not None:
             check_plan(plan, self.config, k)
         queries = self._queries(vectors, texts)
         with self._part.keeper.current() as (connection, snapshot):
-            chosen = EXACT if exact else plan or default_plan(self.config, snapshot.rows, snapshot.max_probes, k)
+            chosen = EXACT if exact else plan or snapshot.default_plan(self.config, k)
             answers = execute(snapshot, self.config, queries, k, chosen)
             return [self._hits(connection, snapshot, found, with_payload, with_vector) for found in answers]
+
+    def reader(self) -> Reader:
+        """The collection pinned at this instant, for hot loops: arrays in, arrays out. Close it after use."""
+        return Reader(self._part)
 
     def warm(self) -> None:
         """Load what the first search would have to wait for: the encoder, if there is one, and the newest snapshot."""
         if self.config.encoder is not None:
             self._load_encoder().encode_queries(["warm"])
-        self.count()
+        with self._part.keeper.current() as (_, snapshot):
+            _ = snapshot.sealed.searcher
 
     def seal(self) -> SealResult:
         """Move the growing rows into a segment; the first seal over 1000 rows also trains a generation."""
@@ -181,13 +192,15 @@ class Collection:
         progress: Progress | None = None,
         partitions: int | None = None,
         soar: bool = True,
+        rescore: bool = True,
     ) -> BuildReport:
         """Stream new records into one segment, in bounded memory; they appear together, at the end.
 
         `rotate`: "auto" measures whether a PCA rotation makes short prefixes better and uses it then; "pca" always;
         "none" never. It is fixed by a collection's first build; later ones inherit it. `rejects`: bad rows are written
         there as JSON lines and skipped, instead of stopping the build with InvalidRecord. `progress(stage, done,
-        total)` is called often. `partitions`: posting lists of a new generation. `soar=False` trains nothing.
+        total)` is called often. `partitions`: posting lists of a new generation. `rescore=False`: a new generation
+        keeps no int8 rows, for a smaller index and slower searches. `soar=False` trains nothing.
         """
         return building.build(
             self._part,
@@ -197,6 +210,7 @@ class Collection:
             progress=progress,
             partitions=partitions,
             soar=soar,
+            rescore=rescore,
             encode=self._encode_documents,
         )
 
@@ -207,11 +221,12 @@ class Collection:
             for number, crc in catalog.rows_of(connection, "SELECT segment, manifest_crc FROM segment"):
                 segment.verify_segment(layout.segment(number), crc)
             for number, crc in catalog.rows_of(connection, "SELECT generation, manifest_crc FROM generation"):
-                files.read_arrays(layout.generation(number), generation.KIND, crc)
+                files.verify_directory(layout.generation(number), generation.KIND, crc)
             for owner, number, crc in catalog.rows_of(connection, "SELECT * FROM postings"):
-                generation.open_postings(layout.posting_lists(owner, number), crc)
-            for (seq,) in catalog.rows_of(connection, "SELECT seq FROM record"):
-                catalog.read_record(connection, seq)
+                files.verify_directory(layout.posting_lists(owner, number), generation.POSTINGS_KIND, crc)
+            seqs = [seq for (seq,) in catalog.rows_of(connection, "SELECT seq FROM record")]
+            for _ in _read(connection, seqs):
+                pass
             for _ in catalog.growing_after(connection, 0, self.config.dims, 4096):
                 pass
             report = connection.execute("PRAGMA quick_check").get
@@ -221,17 +236,19 @@ class Collection:
     def _hits(
         self, connection: apsw.Connection, snapshot: Snapshot, found: Found, with_payload: bool, with_vector: bool
     ) -> Hits:
-        vectors = self._vectors(snapshot, found.seqs) if with_vector else None
-        hits = []
-        for i, (seq, score) in enumerate(zip(found.seqs.tolist(), found.scores.tolist(), strict=True)):
-            record = self._record(connection, seq, None if vectors is None else vectors[i])
-            payload, text = (record.payload, record.text) if with_payload else (None, None)
-            hits.append(Hit(record.id, score, payload, text, record.vector))
+        records = catalog.read_records(connection, found.seqs.tolist())
+        scores = found.scores.tolist()
+        if with_payload:
+            hits = [
+                Hit(id, score, _payload(payload), text)
+                for (id, payload, text), score in zip(records, scores, strict=True)
+            ]
+        else:
+            hits = [Hit(record[0], score) for record, score in zip(records, scores, strict=True)]
+        if with_vector:
+            for hit, vector in zip(hits, self._vectors(snapshot, found.seqs), strict=True):
+                hit.vector = vector
         return Hits(hits, found.plan, found.work, snapshot.generation.number if snapshot.generation else None)
-
-    def _record(self, connection: apsw.Connection, seq: int, vector: F32 | None) -> Record:
-        id, payload, text = catalog.read_record(connection, seq)
-        return Record(id, vector, json.loads(payload), text)
 
     def _vectors(self, snapshot: Snapshot, seqs: NDArray[np.int64]) -> F32:
         """The user's vectors of live rows, wherever they are."""
@@ -271,3 +288,13 @@ class Collection:
                 )
             self._encoder = encoder
         return self._encoder
+
+
+def _read(connection: apsw.Connection, seqs: Sequence[int]) -> Iterator[tuple[str, bytes, str | None]]:
+    """`catalog.read_records` for any number of records."""
+    for start in range(0, len(seqs), _READ_ROWS):
+        yield from catalog.read_records(connection, seqs[start : start + _READ_ROWS])
+
+
+def _payload(stored: bytes) -> dict[str, Any] | None:
+    return None if stored == b"null" else cast("dict[str, Any]", json.loads(stored.decode()))

@@ -20,8 +20,8 @@ from nestvec.engine.maintenance import (
     publish_generation,
     publish_postings,
     publish_segment,
-    silent,
 )
+from nestvec.engine.progress import silent
 from nestvec.engine.record import CompactResult, SealResult
 from nestvec.engine.snapshot import SegmentView, Snapshot
 from nestvec.engine.storage import catalog, files
@@ -122,7 +122,7 @@ def compact(part: Part, *, retrain: bool) -> CompactResult:
         files.crash_point("compact-merged")
         model, trained = snapshot.model, None
         if retrain and merged is not None:
-            model = train_model(merged[1].vectors, part.config, rows)
+            model = train_model(merged[1].vectors, part.config, rows, rescore=snapshot.keeps_int8)
             trained = publish_generation(part, model, snapshot.rotation)
         _swap(part, snapshot, merged, model, trained)
         files.crash_point("compact-committed")
@@ -170,6 +170,7 @@ def _append_block(
         vectors[mine], seqs[mine] = segment.vectors[row[mine]], segment.seqs[row[mine]]
         if segment.norms is not None:
             norms[mine] = segment.norms[row[mine]]
+        files.release(segment.vectors)
     writer.append(vectors, norms)
     return seqs
 
@@ -186,7 +187,7 @@ def _swap(
     generation = trained.number if trained else current
     crc = None
     if merged is not None and model is not None and generation is not None:
-        crc = publish_postings(part, generation, merged[0].number, model, merged[1].vectors)
+        crc = publish_postings(part, generation, merged[0].number, model, merged[1].vectors, silent)
     with part.catalog.write() as connection:
         connection.execute("DELETE FROM segment")
         if trained is not None and model is not None:

@@ -6,16 +6,20 @@ rotation if it has one, in the collection's dtype. A rotation keeps every dot pr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.schema import CollectionConfig, Dtype, Metric
 from nestvec.errors import InvalidInput
 
 MAX_NORM = 1e18
 _FLOAT16_MAX = 65504.0
+_PLAIN_SQUARES = (1e-20, 1e9)
+"""Squared lengths whose float32 sum leaves no doubt: the vector is finite, not zero, and its length fits any dtype."""
+_ONE_THREAD = 400_000  # OpenBLAS uses one thread for a matrix of fewer numbers than 460,800
 
 F32 = NDArray[np.float32]
 
@@ -35,9 +39,13 @@ def as_matrix(vectors: ArrayLike, dims: int) -> F32:
     return matrix
 
 
-def bad_rows(matrix: F32, config: CollectionConfig) -> dict[int, str]:
+def bad_rows(matrix: F32, metric: Metric, dtype: Dtype = "float32") -> dict[int, str]:
     """Row -> why it cannot be stored, for the rows of f32 [n, dims] that cannot."""
     reasons: dict[int, str] = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", matrix, matrix)
+    if ((squares > _PLAIN_SQUARES[0]) & (squares < _PLAIN_SQUARES[1])).all():
+        return reasons
     norms = row_norms(matrix)
     for row in np.flatnonzero(~(norms <= MAX_NORM)):
         finite = bool(np.isfinite(matrix[row]).all())
@@ -46,10 +54,10 @@ def bad_rows(matrix: F32, config: CollectionConfig) -> dict[int, str]:
             if finite
             else "the vector holds NaN, infinity or a number beyond float32"
         )
-    if config.metric == "cosine":
+    if metric == "cosine":
         for row in np.flatnonzero(norms == 0):
             reasons[int(row)] = "a zero vector has no direction, so no cosine"
-    elif config.dtype == "float16":
+    elif dtype == "float16":
         # A rotation may gather a whole vector's length in one number, so the length is what must fit.
         for row in np.flatnonzero(norms > _FLOAT16_MAX):
             reason = f"the vector's length is beyond float16 (at most {_FLOAT16_MAX:g}); use dtype float32"
@@ -101,6 +109,43 @@ def to_user(stored: NDArray[Any], norms: F32 | None, rotation: F32 | None) -> F3
 def prepare_queries(vectors: ArrayLike, config: CollectionConfig) -> F32:
     """Checked queries f32 [b, dims], of unit length under cosine, not yet rotated."""
     matrix = as_matrix(vectors, config.dims)
-    for row, reason in bad_rows(matrix, CollectionConfig(config.dims, config.metric, config.granularities)).items():
+    for row, reason in bad_rows(matrix, config.metric).items():
         raise InvalidInput(f"query {row}: {reason}")
-    return to_unit(matrix, config)[0]
+    if config.metric != "cosine":
+        return matrix
+    unit = np.empty_like(matrix)
+    for row, query in enumerate(matrix):
+        unit[row] = unit_query(query)
+    return unit
+
+
+def unit_query(query: F32) -> F32:
+    """f32 [dims] at length 1, by way of float64; NaN where it has no direction, or bad_rows would refuse it.
+
+    Alone or in a batch, the same query gives the same bits.
+    """
+    wide = query.astype(np.float64)
+    square = float(wide.dot(wide))
+    if not 0.0 < square <= MAX_NORM**2:
+        return np.full_like(query, np.nan)
+    wide /= math.sqrt(square)
+    return wide.astype(np.float32)
+
+
+def rotate_query(query: F32, rotation: F32) -> F32:
+    """f32 [dims] times the rotation, in products so small that BLAS wakes no other thread.
+
+    Waking one costs more than it saves, and on a busy machine milliseconds.
+    """
+    step = max(1, _ONE_THREAD // len(query))
+    rotated: F32 = np.dot(query[:step], rotation[:step])
+    for start in range(step, len(query), step):
+        rotated += np.dot(query[start : start + step], rotation[start : start + step])
+    return rotated
+
+
+def rotate_queries(queries: F32, rotation: F32 | None) -> F32:
+    """Rows f32 [b, dims] times the rotation, one by one: a query in a batch gets the bits that it gets alone."""
+    if rotation is None or not len(queries):
+        return queries
+    return np.stack([rotate_query(query, rotation) for query in queries])

@@ -1,4 +1,4 @@
-"""Run queries over a snapshot: every segment, the delta, one merged order."""
+"""Run queries over a snapshot: coded segments in one call, everything else exactly, one merged order."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.engine.coordinates import F32, rotate
-from nestvec.engine.plan import Plan
+from nestvec.engine.coordinates import F32, rotate_queries
+from nestvec.engine.plan import Plan, check_int8
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, SegmentView, Snapshot
-from nestvec.index import funnel
-from nestvec.index.protocol import Prepared
 from nestvec.index.scan import exact_search_batch
+from nestvec.index.soar.search import SoarSearcher
 from nestvec.index.work import Work
 
 EXACT = Plan("exact")
+
+Rows = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Sequence numbers [m] and scores [m], score descending, then sequence number ascending."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +34,15 @@ class Found:
 def execute(snapshot: Snapshot, config: CollectionConfig, queries: F32, k: int, plan: Plan) -> list[Found]:
     """Answer prepared, unrotated queries f32 [b, dims]: min(k, live rows) hits each, score descending, then seq.
 
-    Where a soar plan finds fewer than that, the query is answered exactly instead, and its plan says so.
+    Where a soar plan finds fewer than that, the query is answered exactly instead, and its plan says so. Raises
+    InvalidInput where the plan needs more than the snapshot's index holds.
     """
-    rotated = rotate(queries, snapshot.rotation)
-    if plan.route == "exact" or snapshot.max_probes == 0:
+    rotated = rotate_queries(queries, snapshot.rotation)
+    searcher = snapshot.sealed.searcher if plan.route == "soar" else None
+    if searcher is None:
         return _exact(snapshot, config, rotated, k, [Work() for _ in rotated])
-    found = [_soar(snapshot, config, query, k, plan) for query in rotated]
+    check_int8(plan, snapshot.rescore_dims)
+    found = _soar(snapshot, searcher, config, rotated, k, plan)
     wanted = min(k, snapshot.rows)
     short = [i for i, answer in enumerate(found) if len(answer.seqs) < wanted]
     if short:
@@ -49,59 +54,58 @@ def execute(snapshot: Snapshot, config: CollectionConfig, queries: F32, k: int, 
 
 def _exact(snapshot: Snapshot, config: CollectionConfig, queries: F32, k: int, works: list[Work]) -> list[Found]:
     """Scan every live row once for all queries; each query's work counts the whole scan that it needed."""
-    parts: list[list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = [[] for _ in queries]
+    scanned, total = _scan([*snapshot.sealed.coded, *snapshot.scanned], config, queries, k)
+    for work in works:
+        work.add(total)
+    return [Found(*_merge(parts, k), EXACT, work) for parts, work in zip(scanned, works, strict=True)]
+
+
+def _scan(
+    parts: list[SegmentView | Delta], config: CollectionConfig, queries: F32, k: int
+) -> tuple[list[list[Rows]], Work]:
+    """(per query: the best rows of every part, the work of the scan)."""
+    found: list[list[Rows]] = [[] for _ in queries]
     total = Work()
-    for part in _parts(snapshot):
+    for part in parts:
         seqs = part.segment.seqs if isinstance(part, SegmentView) else part.seqs
         vectors = part.segment.vectors if isinstance(part, SegmentView) else part.vectors
         answers = exact_search_batch(vectors, queries, k, metric=config.index_metric, allowed=part.live, work=total)
-        for collected, (rows, scores) in zip(parts, answers, strict=True):
+        for collected, (rows, scores) in zip(found, answers, strict=True):
             collected.append((seqs[rows], scores))
-    for work in works:
-        work.add(total)
-    return [Found(*_merge(collected, k), EXACT, work) for collected, work in zip(parts, works, strict=True)]
+    return found, total
 
 
-def _parts(snapshot: Snapshot) -> list[SegmentView | Delta]:
-    every: list[SegmentView | Delta] = [*snapshot.segments, snapshot.delta]
-    return [part for part in every if part.live_rows]
+def _soar(
+    snapshot: Snapshot, searcher: SoarSearcher, config: CollectionConfig, queries: F32, k: int, plan: Plan
+) -> list[Found]:
+    """One call over all coded segments; segments without an index, and growing rows, are scanned exactly."""
+    if len(queries) == 1:
+        seqs, scores, work = searcher.search_counted(queries[0], k, plan.funnel)
+        answers = [((seqs, scores), work)]
+    else:
+        every_seq, every_score, works = searcher.search_batch(queries, k, plan.funnel)
+        held = [int(np.count_nonzero(seqs >= 0)) for seqs in every_seq]
+        answers = [((every_seq[i, :m], every_score[i, :m]), works[i]) for i, m in enumerate(held)]
+    others = snapshot.scanned
+    if others:
+        scanned, total = _scan(others, config, queries, k)
+        answers = [
+            (_merge([rows, *parts], k), _added(work, total))
+            for (rows, work), parts in zip(answers, scanned, strict=True)
+        ]
+    return [Found(*rows, plan, work) for rows, work in answers]
 
 
-def _soar(snapshot: Snapshot, config: CollectionConfig, query: F32, k: int, plan: Plan) -> Found:
-    work, collected = Work(), []
-    prepared: Prepared | None = None
-    for view in snapshot.segments:
-        if not view.live_rows:
-            continue
-        if view.first is not None and prepared is None:
-            prepared = view.first.prepare(query, min(plan.probes, snapshot.max_probes))
-        rows, scores = funnel.search(
-            view.segment.vectors,
-            view.first,
-            prepared if view.first else None,
-            query,
-            k,
-            stages=plan.stages,
-            metric=config.index_metric,
-            stage_metric=plan.stage_metric,
-            allowed=view.live,
-            work=work,
-        )
-        collected.append((view.segment.seqs[rows], scores))
-    delta = snapshot.delta
-    if delta.live_rows:
-        rows, scores = funnel.search(
-            delta.vectors, None, None, query, k, metric=config.index_metric, allowed=delta.live, work=work
-        )
-        collected.append((delta.seqs[rows], scores))
-    return Found(*_merge(collected, k), plan, work)
+def _added(work: Work, other: Work) -> Work:
+    work.add(other)
+    return work
 
 
-def _merge(
-    parts: list[tuple[NDArray[np.int64], NDArray[np.float32]]], k: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _merge(parts: list[Rows], k: int) -> Rows:
     if not parts:
         return np.empty(0, np.int64), np.empty(0, np.float32)
+    if len(parts) == 1:
+        return parts[0]
     seqs = np.concatenate([part[0] for part in parts])
     scores = np.concatenate([part[1] for part in parts])
     best = np.lexsort((seqs, -scores))[:k]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,14 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.keeper import SnapshotKeeper
+from nestvec.engine.progress import Progress
 from nestvec.engine.schema import CollectionConfig
-from nestvec.engine.snapshot import SnapshotKeeper
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.generation import write_generation, write_postings
 from nestvec.engine.storage.layout import Layout
 from nestvec.engine.storage.segment import Segment
-from nestvec.engine.training import Progress
 from nestvec.errors import OutcomeUnknown
-from nestvec.index.soar.assign import assign
 from nestvec.index.soar.train import SoarModel
 
 LOCK_SECONDS = 1.0
@@ -90,17 +89,14 @@ def publish_generation(part: Part, model: SoarModel, rotation: NDArray[np.float3
 
 
 def publish_postings(
-    part: Part,
-    generation: int,
-    segment: int,
-    model: SoarModel,
-    vectors: NDArray[Any],
-    progress: Callable[[int], None] | None = None,
+    part: Part, generation: int, segment: int, model: SoarModel, vectors: NDArray[Any], progress: Progress
 ) -> int:
-    """Code a segment's vectors and write its posting lists into their final directory; the manifest's crc32c."""
-    postings = assign(model, vectors, progress)
+    """Code a segment's vectors and write its posting lists and int8 rows into their final directory.
+
+    Progress is told as stages "assign" and "rescore". Returns the manifest's crc32c.
+    """
     with files.staging(part.layout.root, "postings") as directory:
-        crc = write_postings(directory, postings)
+        crc = write_postings(directory, model, vectors, progress)
         files.crash_point("postings-staged")
         files.publish(directory, part.layout.posting_lists(generation, segment))
     files.crash_point("postings-renamed")
@@ -138,13 +134,9 @@ Coded = tuple[int | None, list[tuple[int, int]]]
 
 
 def code_segments(part: Part, generation: int, model: SoarModel, segments: list[Segment], progress: Progress) -> Coded:
-    """Code and publish the posting lists of several segments, reporting rows done as stage "assign"."""
-
-    def report(rows: int) -> Callable[[int], None]:
-        return lambda done: progress("assign", done, rows)
-
+    """Code and publish the posting lists and int8 rows of several segments."""
     return generation, [
-        (each.number, publish_postings(part, generation, each.number, model, each.vectors, report(each.rows)))
+        (each.number, publish_postings(part, generation, each.number, model, each.vectors, progress))
         for each in segments
     ]
 
@@ -162,7 +154,3 @@ def list_publication(
         for segment_number, crc in postings:
             list_postings(connection, number, segment_number, crc)
     catalog.bump_epoch(connection)
-
-
-def silent(stage: str, done: int, total: int | None) -> None:
-    """No progress wanted."""

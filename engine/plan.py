@@ -1,99 +1,187 @@
-"""A plan says how a query is run: where first rows come from, and the stages of its funnel."""
+"""A plan says how a query is run: where first rows come from, and the cuts and stages of its funnel."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nestvec.errors import InvalidInput
-from nestvec.index.funnel import Stage
+from nestvec.index.funnel import Cut, FunnelPlan, Stage
+from nestvec.index.metric import StageMetric, check_stage_metric
+from nestvec.index.rescore import STEP
 
 if TYPE_CHECKING:
     from nestvec.engine.schema import CollectionConfig
 
 Route = Literal["exact", "soar"]
-StageMetric = Literal["partial", "cosine"]
 
 MIN_ROWS_FOR_SOAR = 2000
 MAX_K = 1000
+
+# The default funnel. Keeps are (per hit asked for, at least); margins are in units of the model's score spread.
 DEFAULT_CODES = 16_000
+DEFAULT_PROBE_MARGIN = 0.35
+DEFAULT_SHORTLIST, DEFAULT_SHORTLIST_MARGIN = (20, 400), 0.12
+DEFAULT_FIRST_DIMS, DEFAULT_FIRST_KEEP, DEFAULT_FIRST_MARGIN = 192, (10, 200), 0.06
+DEFAULT_LAST_KEEP, DEFAULT_LAST_MARGIN = (5, 100), 0.03
 
 
 @dataclass(frozen=True)
 class Plan:
     """A frozen, printable way to run a query.
 
-    `route` "exact" scans every row and ignores the rest. "soar" takes rows from `probes` partitions and narrows them
-    stage by stage; every stage keeps at least k rows. `stage_metric` "cosine" divides by the prefix norm.
+    `route` "exact" scans every row and ignores the rest. "soar" visits at most `probes` partitions, those whose score
+    is within `probe_margin` of the best one's; the `shortlist` cuts the rows found there by the estimates of their
+    codes (None: four times what the first stage keeps), and the stages narrow them further. What survives is scored in
+    full. Every cut keeps at least k rows. `stage_metric` "cosine" divides by the prefix norm, in stages over stored
+    vectors. Margins are in units of `Cut`; infinite: no cut by margin.
     """
 
     route: Route = "exact"
     probes: int = 0
     stages: tuple[Stage, ...] = field(default_factory=tuple)
     stage_metric: StageMetric = "partial"
+    probe_margin: float = math.inf
+    shortlist: Cut | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stages", tuple(self.stages))
         if self.route not in get_args(Route):
             raise InvalidInput(f"route must be one of {', '.join(get_args(Route))}; got {self.route!r}")
-        if self.stage_metric not in get_args(StageMetric):
-            raise InvalidInput(f"stage_metric must be partial or cosine; got {self.stage_metric!r}")
-        if not _is_int(self.probes) or self.probes < (1 if self.route == "soar" else 0):
+        if isinstance(self.probes, bool) or not isinstance(self.probes, int) or self.probes < 0:
+            raise InvalidInput(f"probes must be an integer >= 0, got {self.probes!r}")
+        if self.route == "soar" and self.probes < 1:
             raise InvalidInput(f"a soar plan probes at least 1 partition, got probes={self.probes!r}")
-        self._check_stages()
-
-    def _check_stages(self) -> None:
-        if self.route == "soar" and not self.stages:
-            raise InvalidInput("a soar plan needs at least one stage, such as Stage(dims=128, keep=200)")
-        dims, keep = 0, None
-        for stage in self.stages:
-            if not _is_int(stage.dims) or not _is_int(stage.keep) or stage.dims <= dims or stage.keep < 1:
-                raise InvalidInput(f"stages need ascending dims and keep >= 1; got {self.stages}")
-            if keep is not None and stage.keep > keep:
-                raise InvalidInput(f"a later stage cannot keep more rows than an earlier one; got {self.stages}")
-            dims, keep = stage.dims, stage.keep
+        # The funnel checks the rest; a route without probes gets the least that it accepts.
+        checked = FunnelPlan(max(1, self.probes), self.probe_margin, self.shortlist, self.stages, self.stage_metric)
+        object.__setattr__(self, "_funnel", checked)
+        object.__setattr__(self, "stages", checked.stages)
+        object.__setattr__(self, "probe_margin", checked.probe_margin)
+        if self.route == "soar" and not self.stages and self.shortlist is None:
+            raise InvalidInput("a soar plan needs a shortlist or a stage, such as Stage(dims=128, keep=200)")
+        _check_keeps([*([self.shortlist] if self.shortlist else []), *self.stages])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; `from_json` reads it back."""
-        stages = [{"dims": stage.dims, "keep": stage.keep} for stage in self.stages]
-        return {"route": self.route, "probes": self.probes, "stages": stages, "stage_metric": self.stage_metric}
+        """Plain JSON types; `from_json` reads it back. What is infinite or None is left out."""
+        plan: dict[str, Any] = {"route": self.route, "probes": self.probes} | _margin("probe_margin", self.probe_margin)
+        if self.shortlist is not None:
+            plan["shortlist"] = {"keep": self.shortlist.keep} | _margin("margin", self.shortlist.margin)
+        plan["stages"] = [
+            {"dims": stage.dims, "keep": stage.keep, "rows": stage.rows} | _margin("margin", stage.margin)
+            for stage in self.stages
+        ]
+        return plan | {"stage_metric": self.stage_metric}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Plan:
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """The plan that `to_json` wrote; InvalidInput for anything else."""
-        unknown = set(data) - {"route", "probes", "stages", "stage_metric"}
-        if unknown:
-            raise InvalidInput(f"a plan has route, probes, stages and stage_metric; got {sorted(unknown)}")
+        _check_keys("a plan", data, ("route", "probes", "probe_margin", "shortlist", "stages", "stage_metric"))
         try:
-            stages = tuple(Stage(item["dims"], item["keep"]) for item in data.get("stages", ()))
-        except (KeyError, TypeError) as error:
-            raise InvalidInput(f"each stage of a plan is an object with dims and keep: {error!r}") from None
-        return cls(data.get("route", "exact"), data.get("probes", 0), stages, data.get("stage_metric", "partial"))
+            stages = tuple(
+                Stage(**_fields("a stage", item, ("dims", "keep", "margin", "rows"))) for item in data.get("stages", ())
+            )
+            cut = data.get("shortlist")
+            shortlist = None if cut is None else Cut(**_fields("a shortlist", cut, ("keep", "margin")))
+        except TypeError as error:
+            raise InvalidInput(f"a plan's stages have dims and keep, its shortlist has keep: {error}") from None
+        given = {name: data[name] for name in ("route", "probes", "stage_metric", "probe_margin") if name in data}
+        return cls(**given, stages=stages, shortlist=shortlist)
+
+    @property
+    def funnel(self) -> FunnelPlan:
+        """What the index needs to know of a soar plan."""
+        funnel: FunnelPlan = self.__dict__["_funnel"]
+        return funnel
+
+    @property
+    def int8_dims(self) -> int:
+        """The most dims that a stage reads of the int8 rows; 0 where none does."""
+        return max((stage.dims for stage in self.stages if stage.rows == "int8"), default=0)
+
+
+def _margin(name: str, margin: float) -> dict[str, float]:
+    return {} if math.isinf(margin) else {name: margin}
+
+
+def _check_keeps(cuts: list[Cut | Stage]) -> None:
+    keeps = [cut.keep for cut in cuts]
+    if keeps != sorted(keeps, reverse=True):
+        raise InvalidInput(f"a later cut cannot keep more rows than an earlier one; got keeps {keeps}")
+
+
+def _fields(what: str, item: object, names: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(item, Mapping):
+        raise InvalidInput(f"{what} of a plan is an object with {', '.join(names)}; got {item!r}")
+    _check_keys(what, item, names)
+    return dict(item)
+
+
+def _check_keys(what: str, data: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    unknown = set(data) - set(names)
+    if unknown:
+        raise InvalidInput(f"{what} has {', '.join(names)}; got {', '.join(sorted(map(str, unknown)))}")
+
+
+def check_k(k: int) -> None:
+    """Raise InvalidInput for a number of hits that no query may ask for."""
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
+        raise InvalidInput(f"k must be an integer from 1 to {MAX_K}, got {k!r}")
 
 
 def check_plan(plan: Plan, config: CollectionConfig, k: int) -> None:
     """Raise InvalidInput where a plan does not fit the collection or the number of hits asked for."""
+    check_stage_metric(plan.stage_metric, config.index_metric)
+    if plan.shortlist is not None and plan.shortlist.keep < k:
+        raise InvalidInput(f"a shortlist must keep at least k={k} rows; got {plan.shortlist.keep}")
     for stage in plan.stages:
-        if stage.dims not in config.granularities:
-            raise InvalidInput(f"a stage scores at one of the granularities {config.granularities}; got {stage.dims}")
         if stage.keep < k:
             raise InvalidInput(f"a stage must keep at least k={k} rows; got {stage.keep}")
+        if stage.rows == "stored" and stage.dims not in config.granularities:
+            raise InvalidInput(f"a stage scores at one of the granularities {config.granularities}; got {stage.dims}")
+        if stage.rows == "int8" and stage.dims % STEP:
+            raise InvalidInput(f"a stage over int8 rows reads a multiple of {STEP} dims; got {stage.dims}")
 
 
-def default_plan(config: CollectionConfig, rows: int, max_probes: int, k: int) -> Plan:
+def check_int8(plan: Plan, rescore_dims: int) -> None:
+    """Raise InvalidInput where a plan reads more of the int8 rows than the index holds (`rescore_dims`, 0: none)."""
+    if plan.int8_dims > rescore_dims:
+        held = f"int8 rows of {rescore_dims} dims" if rescore_dims else "no int8 rows (it was built without them)"
+        raise InvalidInput(
+            f"a stage reads {plan.int8_dims} dims of the int8 rows; this collection's index has {held}: "
+            "use fewer dims, or stages over stored vectors"
+        )
+
+
+@lru_cache(maxsize=1024)
+def default_plan(config: CollectionConfig, rows: int, partitions: int, rescore_dims: int, k: int) -> Plan:
     """The plan used when none is given: exact while that is cheap, else a funnel aimed at recall@10 above .95.
 
-    `max_probes` is the number of partitions (0: no generation). A fixed share of the partitions is too few in a
-    small collection, whose partitions are small and whose codes are cheap to read: there the default scans about
-    DEFAULT_CODES of them.
+    `partitions` are those of the model (0: no generation), `rescore_dims` the dims of its int8 rows (0: none). A fixed
+    share of the partitions is too few in a small collection, whose partitions are small and whose codes are cheap to
+    read: there the default scans about DEFAULT_CODES of them.
     """
-    if max_probes == 0 or rows < MIN_ROWS_FOR_SOAR:
+    if partitions == 0 or rows < MIN_ROWS_FOR_SOAR:
         return Plan("exact")
-    probes = max(max_probes / 32, max_probes * DEFAULT_CODES / rows)
+    probes = min(partitions, math.ceil(max(partitions / 32, partitions * DEFAULT_CODES / rows)))
+    shortlist = Cut(_keep(k, DEFAULT_SHORTLIST), DEFAULT_SHORTLIST_MARGIN)
+    stages = _int8_stages(rescore_dims, k) if rescore_dims else (_stored_stage(config, k),)
+    return Plan("soar", probes, stages, probe_margin=DEFAULT_PROBE_MARGIN, shortlist=shortlist)
+
+
+def _int8_stages(rescore_dims: int, k: int) -> tuple[Stage, ...]:
+    last = Stage(rescore_dims, _keep(k, DEFAULT_LAST_KEEP), DEFAULT_LAST_MARGIN, "int8")
+    if rescore_dims <= DEFAULT_FIRST_DIMS:
+        return (last,)
+    return Stage(DEFAULT_FIRST_DIMS, _keep(k, DEFAULT_FIRST_KEEP), DEFAULT_FIRST_MARGIN, "int8"), last
+
+
+def _stored_stage(config: CollectionConfig, k: int) -> Stage:
     dims = next(g for g in config.granularities if g >= min(config.dims, max(256, config.dims // 2)))
-    return Plan("soar", min(max_probes, math.ceil(probes)), (Stage(dims, max(5 * k, 100)),))
+    return Stage(dims, _keep(k, DEFAULT_LAST_KEEP))
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _keep(k: int, rule: tuple[int, int]) -> int:
+    per_hit, least = rule
+    return max(per_hit * k, least)

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import apsw
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.engine.coordinates import F32, to_stored
+from nestvec.engine.coordinates import F32
+from nestvec.engine.plan import Plan, default_plan
 from nestvec.engine.schema import CollectionConfig
-from nestvec.engine.storage import catalog, files
-from nestvec.engine.storage.catalog import Catalog, State
-from nestvec.engine.storage.generation import Generation, open_generation, open_postings, write_postings
-from nestvec.engine.storage.layout import Layout
-from nestvec.engine.storage.segment import Segment, open_segment
-from nestvec.errors import Damaged
-from nestvec.index.soar.assign import assign
-from nestvec.index.soar.search import SoarIndex
+from nestvec.engine.storage.catalog import State
+from nestvec.engine.storage.generation import Generation
+from nestvec.engine.storage.segment import Segment
+from nestvec.index.soar.search import SearchPart, SoarIndex, SoarSearcher
 from nestvec.index.soar.train import SoarModel
-
-log = logging.getLogger("nestvec")
-
-_BLOCK_ROWS = 4096
-_VANISHED_RETRIES = 20
 
 Live = NDArray[np.bool_] | None
 
@@ -46,8 +34,40 @@ class SegmentView:
 
     def without(self, dead: NDArray[np.int64]) -> SegmentView:
         """The same with these sequence numbers dead too."""
-        live, count = _kill(self.segment.find(dead)[1], self.live, self.segment.rows)
+        live, count = kill(self.segment.find(dead)[1], self.live, self.segment.rows)
         return self if live is self.live else replace(self, live=live, live_rows=count)
+
+
+class SealedSegments:
+    """The sealed segments at one instant, as searches use them; shared by every snapshot that has the same ones."""
+
+    def __init__(self, views: tuple[SegmentView, ...]) -> None:
+        self.views = views
+        live = [view for view in views if view.live_rows]
+        self.coded = tuple(view for view in live if view.first is not None)
+        self.uncoded = tuple(view for view in live if view.first is None)
+        self._lock = threading.Lock()
+        self._searcher: SoarSearcher | None = None
+
+    @property
+    def searcher(self) -> SoarSearcher | None:
+        """One searcher over all coded segments, made by the first search that asks; None where there are none."""
+        if self._searcher is None and self.coded:
+            with self._lock:
+                self._searcher = self._searcher or SoarSearcher(
+                    [
+                        SearchPart(view.first, view.segment.vectors, view.segment.seqs, view.live)
+                        for view in self.coded
+                        if view.first is not None
+                    ]
+                )
+        return self._searcher
+
+    def without(self, dead: NDArray[np.int64]) -> SealedSegments:
+        """The same with these sequence numbers dead too."""
+        views = tuple(view.without(dead) for view in self.views)
+        unchanged = all(new is old for new, old in zip(views, self.views, strict=True))
+        return self if unchanged else SealedSegments(views)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +90,8 @@ class Delta:
         return np.flatnonzero(inside).astype(np.int64), rows[inside].astype(np.int64)
 
 
-def _kill(rows: NDArray[np.int64], live: Live, total: int) -> tuple[Live, int]:
+def kill(rows: NDArray[np.int64], live: Live, total: int) -> tuple[Live, int]:
+    """(the mask with these rows dead too, None while all of `total` are alive; how many are alive)."""
     if len(rows):
         live = np.ones(total, np.bool_) if live is None else live.copy()
         live[rows] = False
@@ -83,12 +104,29 @@ class Snapshot:
 
     state: State
     generation: Generation | None
-    segments: tuple[SegmentView, ...]
+    sealed: SealedSegments
     delta: Delta
 
     @property
+    def segments(self) -> tuple[SegmentView, ...]:
+        return self.sealed.views
+
+    @cached_property
     def rows(self) -> int:
         return self.delta.live_rows + sum(view.live_rows for view in self.segments)
+
+    @cached_property
+    def scanned(self) -> list[SegmentView | Delta]:
+        """The parts that only an exact scan searches: live segments without an index, and growing rows."""
+        parts: list[SegmentView | Delta] = [*self.sealed.uncoded, self.delta]
+        return [part for part in parts if part.live_rows]
+
+    def live_seqs(self) -> NDArray[np.int64]:
+        """Sequence numbers of the live rows, ascending."""
+        held = [(view.segment.seqs, view.live) for view in self.segments] + [(self.delta.seqs, self.delta.live)]
+        live = [seqs if mask is None else seqs[mask] for seqs, mask in held]
+        filled = [seqs for seqs in live if len(seqs)]
+        return filled[0] if len(filled) == 1 else np.sort(np.concatenate(live))
 
     @property
     def rotation(self) -> F32 | None:
@@ -100,191 +138,20 @@ class Snapshot:
         return self.generation.model if self.generation else None
 
     @property
-    def max_probes(self) -> int:
+    def partitions(self) -> int:
         """Partitions of the model, 0 without one."""
         return self.model.config.partitions if self.model else 0
 
+    @property
+    def rescore_dims(self) -> int:
+        """Dims of the int8 rows, 0 without any."""
+        return self.model.config.rescore_dims if self.model else 0
 
-class _DeltaBuffer:
-    """Append-only arrays with room to grow; older snapshots keep seeing their own shorter views."""
+    @property
+    def keeps_int8(self) -> bool:
+        """Whether a new model should have int8 rows: as the current one, and where there is none, yes."""
+        return self.model is None or self.rescore_dims > 0
 
-    def __init__(self, config: CollectionConfig) -> None:
-        self._config = config
-        self._rows = 0
-        self._seqs = np.empty(0, np.int64)
-        self._vectors = np.empty((0, config.dims), config.dtype)
-        self._norms = np.empty(0, np.float32) if config.metric == "cosine" else None
-
-    def append(self, seqs: NDArray[np.int64], user: F32, rotation: F32 | None) -> None:
-        vectors, norms = to_stored(user, self._config, rotation)
-        end = self._rows + len(seqs)
-        if end > len(self._seqs):
-            capacity = max(64, end, 2 * len(self._seqs))
-            self._seqs = self._grown(self._seqs, capacity)
-            self._vectors = self._grown(self._vectors, capacity)
-            self._norms = None if self._norms is None else self._grown(self._norms, capacity)
-        self._seqs[self._rows : end], self._vectors[self._rows : end] = seqs, vectors
-        if self._norms is not None and norms is not None:
-            self._norms[self._rows : end] = norms
-        self._rows = end
-
-    def _grown(self, array: NDArray[Any], capacity: int) -> NDArray[Any]:
-        larger = np.empty((capacity, *array.shape[1:]), array.dtype)
-        larger[: self._rows] = array[: self._rows]
-        return larger
-
-    def view(self, live: Live, dead: NDArray[np.int64]) -> Delta:
-        """All rows; `live` masks the first len(live) of them (None: all alive), and `dead` die now."""
-        n = self._rows
-        if live is not None and len(live) < n:
-            live = np.concatenate([live, np.ones(n - len(live), np.bool_)])
-        norms = None if self._norms is None else self._norms[:n]
-        delta = Delta(self._seqs[:n], self._vectors[:n], norms, live, 0)
-        live, count = _kill(delta.find(dead)[1], live, n)
-        return replace(delta, live=live, live_rows=count)
-
-
-class SnapshotKeeper:
-    """Holds the newest snapshot of a collection and brings it up to date at the start of every read."""
-
-    def __init__(self, layout: Layout, held: Catalog, config: CollectionConfig) -> None:
-        self._layout, self._catalog, self._config = layout, held, config
-        self._lock = threading.Lock()
-        self._snapshot: Snapshot | None = None
-        self._buffer = _DeltaBuffer(config)
-
-    @contextmanager
-    def current(self) -> Iterator[tuple[apsw.Connection, Snapshot]]:
-        """A read transaction, and the snapshot of that very instant."""
-        for attempt in range(_VANISHED_RETRIES):
-            with self._catalog.read() as connection:
-                try:
-                    snapshot = self._at(connection)
-                except FileNotFoundError as error:
-                    if attempt == _VANISHED_RETRIES - 1:
-                        raise Damaged(str(error.filename), "is listed in the catalog and missing") from error
-                    snapshot = None
-                if snapshot is not None:
-                    yield connection, snapshot
-                    return
-            time.sleep(0.001 * attempt)
-        raise Damaged(str(self._layout.root), "changed faster than it could be read")
-
-    def forget(self) -> None:
-        """Drop the snapshot, so that the next read opens every file again."""
-        with self._lock:
-            self._snapshot = None
-
-    def _at(self, connection: apsw.Connection) -> Snapshot | None:
-        """The snapshot of this transaction, None when another thread has already moved past it."""
-        state = catalog.read_state(connection)
-        known = self._snapshot
-        if known is not None and known.state == state:
-            return known
-        with self._lock:
-            known = self._snapshot
-            if known is not None and known.state == state:
-                return known
-            if known is not None and known.state > state:
-                return None
-            if known is not None and known.state.epoch == state.epoch:
-                self._snapshot = self._advance(connection, known, state)
-            else:
-                self._snapshot = self._load(connection, known, state)
-            return self._snapshot
-
-    def _advance(self, connection: apsw.Connection, known: Snapshot, state: State) -> Snapshot:
-        try:
-            self._fill(connection, known.state.seq, known.rotation)
-        except BaseException:
-            self._snapshot = None
-            raise
-        dead = catalog.tombstones_after(connection, known.state.tombstone)
-        segments = tuple(view.without(dead) for view in known.segments) if len(dead) else known.segments
-        return Snapshot(state, known.generation, segments, self._buffer.view(known.delta.live, dead))
-
-    def _load(self, connection: apsw.Connection, known: Snapshot | None, state: State) -> Snapshot:
-        generation = self._generation(connection, known)
-        rotation = generation.rotation if generation else None
-        dead = catalog.tombstones_after(connection, 0)
-        opened = {view.segment.number: view for view in known.segments} if known else {}
-        segments = tuple(
-            self._view(opened.get(number), number, crc, generation, postings_crc).without(dead)
-            for number, crc, postings_crc in catalog.rows_of(
-                connection,
-                "SELECT s.segment, s.manifest_crc, p.manifest_crc FROM segment s LEFT JOIN postings p "
-                "ON p.segment=s.segment AND p.generation=? ORDER BY s.segment",
-                (generation.number if generation else None,),
-            )
-        )
-        self._buffer = _DeltaBuffer(self._config)
-        self._fill(connection, 0, rotation)
-        return Snapshot(state, generation, segments, self._buffer.view(None, np.empty(0, np.int64)))
-
-    def _fill(self, connection: apsw.Connection, after: int, rotation: F32 | None) -> None:
-        for seqs, vectors in catalog.growing_after(connection, after, self._config.dims, _BLOCK_ROWS):
-            self._buffer.append(seqs, vectors, rotation)
-
-    def _generation(self, connection: apsw.Connection, known: Snapshot | None) -> Generation | None:
-        number = catalog.meta_value(connection, "current_generation")
-        if number is None:
-            return None
-        if known is not None and known.generation is not None and known.generation.number == number:
-            return known.generation
-        crc = connection.execute("SELECT manifest_crc FROM generation WHERE generation=?", (number,)).get
-        return open_generation(self._layout.generation(number), number, crc)
-
-    def _view(
-        self, known: SegmentView | None, number: int, crc: int, generation: Generation | None, postings_crc: int | None
-    ) -> SegmentView:
-        segment = known.segment if known else open_segment(self._layout.segment(number), number, crc, self._config)
-        if generation is None or generation.model is None:
-            return SegmentView(segment, None, segment.rows, None, None)
-        if known is not None and known.generation == generation.number:
-            first = known.first
-        else:
-            first = self._first_stage(segment, generation, postings_crc)
-        return SegmentView(segment, None, segment.rows, first, generation.number)
-
-    def _first_stage(self, segment: Segment, generation: Generation, postings_crc: int | None) -> SoarIndex | None:
-        if generation.model is None:
-            return None
-        path = self._layout.posting_lists(generation.number, segment.number)
-        if postings_crc is None:
-            return SoarIndex(generation.model, assign(generation.model, segment.vectors))
-        try:
-            return SoarIndex(generation.model, open_postings(path, postings_crc))
-        except FileNotFoundError:
-            if not segment.path.exists():
-                raise
-            log.warning("%s is missing; rebuilding the posting lists from the vectors", path)
-        except Damaged as error:
-            log.warning("%s; quarantined, rebuilding the posting lists from the vectors", error)
-        return self._rebuild(segment, generation, postings_crc)
-
-    def _rebuild(self, segment: Segment, generation: Generation, postings_crc: int) -> SoarIndex | None:
-        """Posting lists are derived: code the segment again, and replace the files if nobody else is at it."""
-        if generation.model is None:
-            return None
-        postings = assign(generation.model, segment.vectors)
-        lock = self._layout.maintenance_lock()
-        if lock.try_acquire():
-            try:
-                path = self._layout.posting_lists(generation.number, segment.number)
-                if path.exists():
-                    files.new_directory(self._layout.quarantine)
-                    files.publish(path, self._layout.quarantine / f"{path.name}-{time.time_ns()}")
-                with files.staging(self._layout.root, "postings") as directory:
-                    crc = write_postings(directory, postings)
-                    files.publish(directory, path)
-                self._list_postings(generation.number, segment.number, crc, postings_crc)
-            finally:
-                lock.release()
-        return SoarIndex(generation.model, postings)
-
-    def _list_postings(self, generation: int, segment: int, crc: int, old_crc: int) -> None:
-        if crc != old_crc:
-            with self._catalog.write() as connection:
-                connection.execute(
-                    "UPDATE postings SET manifest_crc=? WHERE generation=? AND segment=?", (crc, generation, segment)
-                )
+    def default_plan(self, config: CollectionConfig, k: int) -> Plan:
+        """The plan of a query that brings none."""
+        return default_plan(config, self.rows, self.partitions, self.rescore_dims, k)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nestvec.engine.build import Batch
+from nestvec.engine.intake import Batch
 from nestvec.engine.readers import Columns, Reader, open_reader
 from nestvec.errors import InvalidInput
 

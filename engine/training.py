@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,36 +9,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.storage.files import release
 from nestvec.errors import InvalidInput
 from nestvec.index.soar.train import SoarModel, default_config, train
 
 MIN_TRAINING_ROWS = 1000
 SAMPLE_ROWS = 100_000
 ROTATION_SAMPLE_ROWS = 20_000
+_SAMPLE_BLOCK_ROWS = 1024  # the system maps 64 KiB around each row that is touched: 64 MiB a block
 _QUERIES = 500
 _SHORTLIST = 100
 _ENOUGH = 0.98
 _WORTH = 0.01
 
-Progress = Callable[[str, int, int | None], None]
-
 
 def sample_rows(vectors: NDArray[Any], rows: int, seed: int = 0) -> NDArray[np.float32]:
     """At most `rows` different rows, chosen at random and read in file order."""
-    if len(vectors) <= rows:
-        return np.array(vectors, np.float32)
-    chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), rows, replace=False))
-    sample = np.empty((rows, vectors.shape[1]), np.float32)
-    for start in range(0, rows, 8192):
-        sample[start : start + 8192] = vectors[chosen[start : start + 8192]]
+    count = min(rows, len(vectors))
+    chosen = np.arange(count)
+    if count < len(vectors):
+        chosen = np.sort(np.random.default_rng(seed).choice(len(vectors), rows, replace=False))
+    sample = np.empty((count, vectors.shape[1]), np.float32)
+    for start in range(0, count, _SAMPLE_BLOCK_ROWS):
+        sample[start : start + _SAMPLE_BLOCK_ROWS] = vectors[chosen[start : start + _SAMPLE_BLOCK_ROWS]]
+        release(vectors)
     return sample
 
 
 def train_model(
-    vectors: NDArray[Any], config: CollectionConfig, total: int, partitions: int | None = None
+    vectors: NDArray[Any],
+    config: CollectionConfig,
+    total: int,
+    partitions: int | None = None,
+    *,
+    rescore: bool = True,
 ) -> SoarModel:
-    """Train on a sample of stored vectors [n, dims], for a collection of `total` rows."""
+    """Train on a sample of stored vectors [n, dims], for a collection of `total` rows; `rescore`: with int8 rows."""
     settings = default_config(total, config.dims, config.granularities)
+    if not rescore:
+        settings = replace(settings, rescore_dims=0)
     if partitions is not None:
         if not 1 <= partitions <= total:
             raise InvalidInput(f"partitions must be from 1 to the number of rows, {total}; got {partitions}")

@@ -36,6 +36,12 @@ def check_row(position: int, id: str, payload: dict[str, Any] | None, text: str 
     return Row(checked, data, content, record_crc(checked, data, content))
 
 
+def numbered_rows(start: int, count: int) -> list[Row]:
+    """The columns of records without payload or text whose ids are the numbers from `start` on."""
+    ids = [str(number) for number in range(start, start + count)]
+    return [Row(id, b"null", None, record_crc(id, b"null", None)) for id in ids]
+
+
 def check_records(records: Sequence[Record], config: CollectionConfig, encode: Encode) -> tuple[list[Row], F32]:
     """(columns, the user's vectors f32 [n, dims]) of a whole request, or InvalidRecord for the first bad one."""
     rows: list[Row] = []
@@ -58,7 +64,7 @@ def check_records(records: Sequence[Record], config: CollectionConfig, encode: E
             )
     if to_encode:
         vectors[to_encode] = as_matrix(encode([rows[position].text or "" for position in to_encode]), config.dims)
-    for position, reason in sorted(bad_rows(vectors, config).items()):
+    for position, reason in sorted(bad_rows(vectors, config.metric, config.dtype).items()):
         raise InvalidRecord(position, rows[position].id, reason)
     return rows, vectors
 

@@ -1,7 +1,8 @@
-"""Posting lists: per partition, the rows filed there and their 4-bit codes, in blocks of 32."""
+"""Posting lists: per partition, the rows filed there and their 4-bit codes, in blocks of 128."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,23 +11,25 @@ import numpy.typing as npt
 from nestvec.errors import Damaged
 from nestvec.index import kernels
 
-BLOCK = 32
+BLOCK = 128
 """Postings in a block; every list is padded to whole blocks."""
 
 PADDING = 0xFFFFFFFF
 """The row number of a padding slot."""
 
-_PACK_BLOCKS = 1024  # blocks packed at a time: bounds the unpacked copy to a few MiB
+_BIAS_STEPS = 255
+_PACK_BLOCKS = 256  # blocks packed at a time: bounds the unpacked copy to a few MiB
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Postings:
     """All lists of one segment, end to end.
 
-    offsets: int64 [lists + 1], in postings, multiples of 32. counts: int32 [lists], without padding.
-    rows: uint32 [total], ascending in each list, then PADDING. codes: uint8 [total/32, M/2, 32], byte [b, p, j]
-    holding sub-quantiser 2p of posting 32*b+j in the low nibble and 2p+1 in the high one (M padded to even).
-    bias: float32 [total], added to a posting's estimate ("l2": -||x||^2), or None.
+    offsets: int64 [lists + 1], in postings, multiples of 128. counts: int32 [lists], without padding.
+    rows: uint32 [total], ascending in each list, then PADDING. codes: uint8 [total/128, pairs, 128], byte [b, p, j]
+    holding sub-quantiser 2p of posting 128*b+j in the low nibble and 2p+1 in the high one (M padded to even).
+    For "l2" one more pair holds a byte v of each posting, its share of the score that no query changes:
+    ||c||^2 - ||x||^2 ~= bias_top - bias_step * v. For "dot" both are 0.
     """
 
     n_rows: int
@@ -34,7 +37,8 @@ class Postings:
     counts: npt.NDArray[np.int32]
     rows: npt.NDArray[np.uint32]
     codes: npt.NDArray[np.uint8]
-    bias: npt.NDArray[np.float32] | None
+    bias_top: float
+    bias_step: float
 
     @property
     def lists(self) -> int:
@@ -44,8 +48,7 @@ class Postings:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = (self.offsets, self.counts, self.rows, self.codes, self.bias)
-        return sum(array.nbytes for array in arrays if array is not None)
+        return sum(array.nbytes for array in (self.offsets, self.counts, self.rows, self.codes))
 
 
 def build_postings(
@@ -54,9 +57,9 @@ def build_postings(
     lists: npt.NDArray[np.int32],
     rows: npt.NDArray[np.uint32],
     codes: npt.NDArray[np.uint8],
-    row_bias: npt.NDArray[np.float32] | None,
+    bias: npt.NDArray[np.float32] | None,
 ) -> Postings:
-    """File N postings by (list, row). lists, rows: [N]; codes: uint8 [N, M], values 0..15; row_bias: [n_rows]."""
+    """File N postings by (list, row). lists, rows, bias: [N], bias None for "dot"; codes: uint8 [N, M], 0..15 each."""
     counts = np.bincount(lists, minlength=n_lists).astype(np.int32)
     padded = (counts.astype(np.int64) + BLOCK - 1) // BLOCK * BLOCK
     offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(padded)))
@@ -68,24 +71,37 @@ def build_postings(
     filed[slots] = rows[order]
     source = np.full(total, -1, np.int64)
     source[slots] = order
-    bias = None
-    if row_bias is not None:
-        bias = np.zeros(total, np.float32)
-        bias[slots] = row_bias[rows[order]]
-    return Postings(n_rows, offsets, counts, filed, _pack(codes, source), bias)
+    top, step, steps = _quantise_bias(bias)
+    return Postings(n_rows, offsets, counts, filed, _pack(codes, steps, source), top, step)
 
 
-def _pack(codes: npt.NDArray[np.uint8], source: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Blocks of the codes at positions `source` [total] (-1: padding, code 0)."""
+def _quantise_bias(bias: npt.NDArray[np.float32] | None) -> tuple[float, float, npt.NDArray[np.uint8] | None]:
+    """(top, step, bytes [N]): the biases in 256 steps down from the greatest; top and step are float32 numbers."""
+    if bias is None:
+        return 0.0, 0.0, None
+    top = float(bias.max(initial=-np.inf)) if bias.size else 0.0
+    step = float(np.float32((top - float(bias.min())) / _BIAS_STEPS)) if bias.size else 0.0
+    if not step > 0.0:
+        return top, 0.0, np.zeros(bias.shape[0], np.uint8)
+    return top, step, np.clip(np.rint((top - bias.astype(np.float64)) / step), 0, _BIAS_STEPS).astype(np.uint8)
+
+
+def _pack(
+    codes: npt.NDArray[np.uint8], steps: npt.NDArray[np.uint8] | None, source: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    """Blocks of the codes, and of the bias bytes if there are any, at positions `source` [total] (-1: padding)."""
     width = codes.shape[1] + codes.shape[1] % 2
     blocks = source.shape[0] // BLOCK
-    packed = np.empty((blocks, width // 2, BLOCK), np.uint8)
+    packed = np.zeros((blocks, width // 2 + (steps is not None), BLOCK), np.uint8)
     for start in range(0, blocks, _PACK_BLOCKS):
         stop = min(start + _PACK_BLOCKS, blocks)
         part = source[start * BLOCK : stop * BLOCK]
+        real = part >= 0
         plain = np.zeros((part.shape[0], width), np.uint8)
-        plain[part >= 0, : codes.shape[1]] = codes[part[part >= 0]]
-        packed[start:stop] = kernels.pack(plain)
+        plain[real, : codes.shape[1]] = codes[part[real]]
+        packed[start:stop, : width // 2] = kernels.pack(plain)
+        if steps is not None:
+            packed[start:stop, -1][real.reshape(-1, BLOCK)] = steps[part[real]]
     return packed
 
 
@@ -99,8 +115,9 @@ def check_postings(postings: Postings) -> Postings:
         raise Damaged("postings", f"offsets and counts do not divide the {total} postings into whole blocks")
     if postings.codes.ndim != 3 or postings.codes.shape[::2] != (total // BLOCK, BLOCK):
         raise Damaged("postings", f"codes must have shape [{total // BLOCK}, M/2, {BLOCK}], got {postings.codes.shape}")
-    if postings.bias is not None and postings.bias.shape != (total,):
-        raise Damaged("postings", f"bias must have shape ({total},), got {postings.bias.shape}")
+    top, step = postings.bias_top, postings.bias_step
+    if not (math.isfinite(top) and math.isfinite(step) and step >= 0.0):
+        raise Damaged("postings", f"bias_top must be finite and bias_step >= 0, got {top} and {step}")
     used = np.arange(total) - np.repeat(offsets[:-1], np.diff(offsets)) < np.repeat(counts, np.diff(offsets))
     if (postings.rows[used] >= postings.n_rows).any() or (postings.rows[~used] != PADDING).any():
         raise Damaged("postings", f"a row number lies outside 0..{postings.n_rows - 1}")

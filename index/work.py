@@ -12,8 +12,9 @@ StageWork = TypedDict("StageWork", {"dims": int, "in": int, "out": int, "micros"
 class Work:
     """Counts of one query (or, after `add`, of several).
 
-    partitions: posting lists visited. codes: postings whose code was summed. rows: stored rows of which some band
-    was read. bytes: of codes and of vectors read. micros: microseconds by step. stages: one entry per funnel stage.
+    partitions: posting lists visited. codes: postings whose code was summed. rows: rows of which some band was read,
+    as int8 or as stored. bytes: of centroids, codes, int8 and stored bands read. micros: microseconds by step; a
+    batch is not timed step by step. stages: one entry per cut: the codes', each stage's, and the final one.
     """
 
     partitions: int = 0

@@ -1,9 +1,11 @@
 """nestvec: adaptive-retrieval vector search. Every embedding is stored once and served at every prefix length."""
 
-from nestvec.engine.build import Batch, BuildReport
+from nestvec.engine.build import BuildReport
 from nestvec.engine.collection import Collection
 from nestvec.engine.database import Database, open
+from nestvec.engine.intake import Batch
 from nestvec.engine.plan import Plan
+from nestvec.engine.reader import Reader
 from nestvec.engine.record import (
     CollectionInfo,
     CompactResult,
@@ -27,7 +29,7 @@ from nestvec.errors import (
     NotFound,
     OutcomeUnknown,
 )
-from nestvec.index.funnel import Stage
+from nestvec.index.funnel import Cut, Stage
 from nestvec.index.work import Work
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "CollectionInfo",
     "CompactResult",
     "Conflict",
+    "Cut",
     "Damaged",
     "Database",
     "DatabaseLocked",
@@ -52,6 +55,7 @@ __all__ = [
     "NotFound",
     "OutcomeUnknown",
     "Plan",
+    "Reader",
     "Record",
     "SealResult",
     "Stage",

@@ -46,6 +46,9 @@ def build(
     ] = "auto",
     skip_bad: Annotated[Path | None, typer.Option(help="Write bad rows to this .jsonl file and go on.")] = None,
     partitions: Annotated[int | None, typer.Option(min=1, help="Number of partitions. [default: by size]")] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore/--no-rescore", help="Keep int8 rows; without: smaller index, slower search.")
+    ] = True,
     db: Db = DEFAULT_DB,
     json: Json = False,
 ) -> None:
@@ -77,7 +80,9 @@ def build(
         _target(database, collection, wanted, source.dims) as target,
         progress_reporter() as progress,
     ):
-        report = target.build(source, rotate=rotation, rejects=skip_bad, progress=progress, partitions=partitions)
+        report = target.build(
+            source, rotate=rotation, rejects=skip_bad, progress=progress, partitions=partitions, rescore=rescore
+        )
     if json:
         print_json({"collection": collection, **{each.name: getattr(report, each.name) for each in fields(report)}})
     else:

@@ -22,7 +22,9 @@ _PLAIN_INTERVAL_S = 2.0
 
 
 def plain(value: object) -> object:
-    """The JSON form of a result: dataclasses as objects, arrays as lists, paths as text."""
+    """The JSON form of a result: its own if it has one, dataclasses as objects, arrays as lists, paths as text."""
+    if hasattr(value, "to_json"):
+        return value.to_json()
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,9 +72,20 @@ def _print_hits(hits: Hits) -> None:
 
 
 def describe_plan(plan: nestvec.Plan) -> str:
-    """One short line for a plan: route, probes, stages."""
-    stages = " → ".join(f"{stage.dims} dims keep {stage.keep}" for stage in plan.stages)
-    return f"{plan.route}, {plan.probes} probes, {stages}" if plan.route != "exact" else "exact"
+    """One short line for a plan: route, probes, shortlist, stages; margins after the numbers that they cut."""
+    if plan.route == "exact":
+        return "exact"
+    steps = [f"soar {plan.probes} probes{_within(plan.probe_margin)}"]
+    if plan.shortlist is not None:
+        steps.append(f"{plan.shortlist.keep} by codes{_within(plan.shortlist.margin)}")
+    for stage in plan.stages:
+        rows = "int8 " if stage.rows == "int8" else ""
+        steps.append(f"{stage.keep} by {rows}{stage.dims} dims{_within(stage.margin)}")
+    return " → ".join(steps)
+
+
+def _within(margin: float) -> str:
+    return "" if math.isinf(margin) else f" within {margin:g}"
 
 
 def hit_text(text: str | None, payload: dict[str, Any] | None) -> str:

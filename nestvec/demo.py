@@ -262,11 +262,12 @@ def _print_answer(url: str, reply: dict[str, Any], seconds: float) -> None:
 
 
 def _words(facts: dict[str, Any]) -> str:
-    """The facts that a reader wants on one line: the scalars, then the stages without their times."""
+    """The facts that a reader wants on one line: the scalars, then shortlist and stages without their times."""
     parts = [f"{key} {value}" for key, value in facts.items() if isinstance(value, (int, float, str))]
-    for stage in facts.get("stages", ()):
-        counts = " ".join(f"{key} {value}" for key, value in stage.items() if key != "micros")
-        parts.append(f"stage ({counts})")
+    cuts = [("shortlist", facts["shortlist"])] if "shortlist" in facts else []
+    for name, cut in [*cuts, *(("stage", stage) for stage in facts.get("stages", ()))]:
+        counts = " ".join(f"{key} {value}" for key, value in cut.items() if key != "micros")
+        parts.append(f"{name} ({counts})")
     return ", ".join(parts)
 
 

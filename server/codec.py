@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from nestvec.engine.plan import Plan
 from nestvec.engine.record import Hits, Record
-from nestvec.index.funnel import Stage
 from nestvec.server.errors import FieldError, RequestProblem, invalid
 from nestvec.server.wire import (
     MAX_DEPTH,
@@ -91,8 +90,7 @@ def to_plan(body: PlanBody | None) -> Plan | None:
     """The engine's plan; InvalidInput if its stages do not fit together."""
     if body is None:
         return None
-    stages = tuple(Stage(stage.dims, stage.keep) for stage in body.stages)
-    return Plan(body.route, body.probes, stages, body.stage_metric)
+    return Plan.from_json(msgspec.to_builtins(body))
 
 
 def record_reply(record: Record, with_vector: bool) -> RecordReply:

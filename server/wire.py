@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from nestvec.engine.plan import MAX_K
 from nestvec.engine.schema import MAX_DIMS, MAX_ID_BYTES, MAX_PAYLOAD_BYTES, MAX_TEXT_BYTES
+from nestvec.index.funnel import StageRows
 from nestvec.index.work import StageWork
 
 MAX_DEPTH = 32
@@ -35,6 +36,11 @@ Ids = Annotated[list[Id], Meta(min_length=1)]
 K = Annotated[int, Meta(ge=1, le=MAX_K, description="How many hits.")]
 RecordText = Annotated[str, Meta(extra_json_schema={"maxLength": MAX_TEXT_BYTES})]
 QueryText = Annotated[str, Meta(min_length=1, max_length=32768)]
+Keep = Annotated[int, Meta(ge=1, le=1_000_000, description="At most this many rows, and at least k.")]
+Margin = Annotated[
+    float,
+    Meta(ge=0, description="In units of the model's score spread, 1 for unit vectors. Left out: no cut by margin."),
+]
 
 
 class RecordBody(Struct, forbid_unknown_fields=True):
@@ -65,18 +71,29 @@ class DeleteBody(Struct, forbid_unknown_fields=True):
     ids: Ids
 
 
+class CutBody(Struct, forbid_unknown_fields=True):
+    """Keep the best `keep` rows, of those only the ones within `margin` of the k-th best."""
+
+    keep: Keep
+    margin: Margin | UnsetType = UNSET
+
+
 class StageBody(Struct, forbid_unknown_fields=True):
-    """One stage of a funnel: score at `dims`, keep `keep` rows."""
+    """One stage of a funnel: score at `dims` of the stored vectors or of their int8 rows, then cut."""
 
     dims: Annotated[int, Meta(ge=1, le=MAX_DIMS)]
-    keep: Annotated[int, Meta(ge=1, le=1_000_000)]
+    keep: Keep
+    margin: Margin | UnsetType = UNSET
+    rows: StageRows = "stored"
 
 
 class PlanBody(Struct, forbid_unknown_fields=True):
-    """How a query is run: where first rows come from, then the stages of the funnel."""
+    """How a query is run: where first rows come from, then the cuts and stages of the funnel."""
 
     route: Literal["exact", "soar"]
     probes: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    probe_margin: Margin | UnsetType = UNSET
+    shortlist: CutBody | UnsetType = UNSET
     stages: Annotated[list[StageBody], Meta(max_length=16)] = []
     stage_metric: Literal["partial", "cosine"] = "partial"
 

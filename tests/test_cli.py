@@ -90,6 +90,24 @@ def test_collections_seal_and_compact_answer_in_json(cli: Cli, vectors: Path) ->
     assert json.loads(cli("compact", "-c", "docs", "--json").stdout)["rows"] == 299
 
 
+def test_no_rescore_makes_a_smaller_index_and_the_plan_is_shown(cli: Cli, tmp_path: Path) -> None:
+    path, query = tmp_path / "many.npy", tmp_path / "query.npy"
+    rows = np.random.default_rng(0).standard_normal((2500, 16), dtype=np.float32)
+    np.save(path, rows)
+    np.save(query, rows[3])
+    for name, option in (("full", "--rescore"), ("lean", "--no-rescore")):
+        assert cli("build", path, "-c", name, option).returncode == 0
+    full, lean = json.loads(cli("collections", "--json").stdout)
+    assert full["index_bytes"] - lean["index_bytes"] == 2500 * 64
+    for name, words in (("full", "int8 64 dims within"), ("lean", "16 dims")):
+        shown = cli("search", "-c", name, "--vector-file", query)
+        assert "by soar" in shown.stderr
+        assert words in shown.stderr
+        printed = json.loads(cli("search", "-c", name, "--vector-file", query, "--json").stdout, parse_constant=str)
+        assert printed["hits"][0]["id"] == "3"
+        assert "Infinity" not in json.dumps(printed)
+
+
 def test_bad_rows_are_skipped_into_the_named_file(cli: Cli, tmp_path: Path) -> None:
     source, rejects = tmp_path / "rows.jsonl.gz", tmp_path / "rejects.jsonl"
     rows = [{"id": f"r{i}", "vector": [float(i), 1.0, 2.0], "title": f"row {i}"} for i in range(20)]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nestvec.engine.readers.rows import Chunk, Columns, block_ranges, refuse_columns
+from nestvec.engine.storage.files import release
 from nestvec.errors import InvalidInput
 
 Array = npt.NDArray[np.generic]
@@ -78,17 +79,20 @@ def read_vecs(path: Path, columns: Columns) -> ArrayReader:
 
 
 def _slices(array: Array, size: int) -> Iterator[Array]:
-    return (array[start:end] for start, end in block_ranges(len(array), size))
+    for start, end in block_ranges(len(array), size):
+        yield array[start:end]
+        release(array)
 
 
 def _checked_vecs(path: Path, array: npt.NDArray[np.void], size: int) -> Iterator[Array]:
+    dims = int(array["dims"][0])
     for start, end in block_ranges(len(array), size):
         block = array[start:end]
-        other = np.flatnonzero(block["dims"] != array["dims"][0])
+        other = np.flatnonzero(block["dims"] != dims)
         if len(other):
-            got = block["dims"][other[0]]
-            raise InvalidInput(f"{path}: row {start + other[0]}: expected {array['dims'][0]} dims, got {got}")
+            raise InvalidInput(f"{path}: row {start + other[0]}: expected {dims} dims, got {block['dims'][other[0]]}")
         yield block["vector"]
+        release(array)
 
 
 def _check_array(where: str, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:

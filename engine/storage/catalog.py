@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -81,7 +81,7 @@ def create_catalog(path: Path, meta: dict[str, Any]) -> None:
 
 def record_crc(id: str, payload: bytes, text: str | None) -> int:
     """crc32c over id, payload and text."""
-    return crc32c((text or "").encode(), crc32c(payload, crc32c(id.encode())))
+    return crc32c(id.encode() + payload + text.encode() if text else id.encode() + payload)
 
 
 class Catalog:
@@ -94,6 +94,7 @@ class Catalog:
         self._guard = threading.Lock()
         self._writer: apsw.Connection | None = None
         self._readers: list[apsw.Connection] = []
+        self._pinned: list[apsw.Connection] = []
         self._local = threading.local()
         self._closed = False
         self._check_format()
@@ -125,12 +126,31 @@ class Catalog:
     def read(self) -> Iterator[apsw.Connection]:
         """One read transaction on this thread's own connection: everything read inside is of one instant."""
         connection = self._reader()
-        with self._translated():
+        with self.translated():
             connection.execute("BEGIN")
             try:
                 yield connection
             finally:
                 connection.execute("ROLLBACK")
+
+    def pin(self) -> apsw.Connection:
+        """A connection of the caller's own in a read transaction that stays open until `unpin`, or `close`.
+
+        SQLite keeps its log from that instant on for as long.
+        """
+        self._check_open()
+        connection = self._connect_reader()
+        with self._guard:
+            self._pinned.append(connection)
+        connection.execute("BEGIN")
+        return connection
+
+    def unpin(self, connection: apsw.Connection) -> None:
+        """Close a pinned connection; fine if it is closed already."""
+        with self._guard:
+            if connection in self._pinned:
+                self._pinned.remove(connection)
+        connection.close(True)
 
     @contextmanager
     def write(self) -> Iterator[apsw.Connection]:
@@ -138,7 +158,7 @@ class Catalog:
 
         Raises Busy when another process writes for over 5 s, OutcomeUnknown when the commit itself fails.
         """
-        with self._write_lock, self._translated():
+        with self._write_lock, self.translated():
             connection = self._open_writer()
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -151,7 +171,7 @@ class Catalog:
     @contextmanager
     def attached(self, path: Path, name: str) -> Iterator[None]:
         """Let the next write transaction read another SQLite file under `name`."""
-        with self._write_lock, self._translated():
+        with self._write_lock, self.translated():
             self._open_writer().execute(f"ATTACH ? AS {name}", (str(path),))
         try:
             yield
@@ -164,21 +184,22 @@ class Catalog:
         """Close every connection; the last one in any process folds the WAL back."""
         with self._guard:
             self._closed = True
-            readers, self._readers = self._readers, []
-        for connection in readers:
+            connections, self._readers, self._pinned = [*self._readers, *self._pinned], [], []
+        for connection in connections:
             connection.close(True)
         with self._write_lock:
             self._drop_writer()
 
-    def _reader(self) -> apsw.Connection:
+    def _check_open(self) -> None:
         if self._closed:
             raise NestvecError(f"{self.path.parent} is closed")
         if self._current_inode() != self._inode:
             raise NotFound(f"the collection in {self.path.parent} was deleted")
+
+    def _reader(self) -> apsw.Connection:
+        self._check_open()
         if getattr(self._local, "pid", None) != os.getpid():
-            connection = self._connect()
-            connection.execute("PRAGMA query_only=ON")
-            connection.wal_autocheckpoint(0)
+            connection = self._connect_reader()
             with self._guard:
                 self._readers.append(connection)
             self._local.connection, self._local.pid = connection, os.getpid()
@@ -186,17 +207,21 @@ class Catalog:
         return reader
 
     def _open_writer(self) -> apsw.Connection:
-        if self._closed:
-            raise NestvecError(f"{self.path.parent} is closed")
-        if self._current_inode() != self._inode:
-            raise NotFound(f"the collection in {self.path.parent} was deleted")
+        self._check_open()
         if self._writer is None:
             self._writer = self._connect()
             self._writer.execute("PRAGMA synchronous=FULL")
         return self._writer
 
+    def _connect_reader(self) -> apsw.Connection:
+        connection = self._connect()
+        with self.translated():
+            connection.execute("PRAGMA query_only=ON")
+            connection.wal_autocheckpoint(0)
+        return connection
+
     def _connect(self) -> apsw.Connection:
-        with self._translated():
+        with self.translated():
             connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
             connection.set_busy_timeout(BUSY_MILLISECONDS)
             connection.execute("PRAGMA foreign_keys=ON")
@@ -227,7 +252,8 @@ class Catalog:
             self._writer = None
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def translated(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours: everything that is run on a connection of this catalog is run inside."""
         try:
             yield
         except (apsw.BusyError, apsw.LockedError) as error:
@@ -239,6 +265,8 @@ class Catalog:
             raise Damaged(str(self.path), f"SQLite says {error}; restore it from a backup") from error
         except apsw.FullError as error:
             raise NestvecError(f"{self.path}: no space left; nothing was changed. Free some and try again") from error
+        except apsw.ConnectionClosedError as error:
+            raise NestvecError(f"{self.path.parent} is closed") from error
         except (apsw.IOError, apsw.CantOpenError) as error:
             raise NestvecError(f"{self.path}: {error}; nothing was changed") from error
 
@@ -300,12 +328,20 @@ def tombstones_after(connection: apsw.Connection, number: int) -> NDArray[np.int
     return np.fromiter((row[0] for row in rows), np.int64, len(rows))
 
 
-def read_record(connection: apsw.Connection, seq: int) -> tuple[str, bytes, str | None]:
-    """(id, payload, text) of a live record; Damaged where it is missing or fails its checksum."""
-    row = connection.execute("SELECT id, payload, text, crc FROM record WHERE seq=?", (seq,)).get
-    if row is None:
-        raise Damaged(connection.filename, f"has no record seq {seq}, which a segment holds alive")
-    id, payload, text, crc = row
-    if record_crc(id, payload, text) != crc:
-        raise Damaged(connection.filename, f"record seq {seq} fails its checksum")
-    return id, payload, text
+def read_records(connection: apsw.Connection, seqs: Sequence[int]) -> list[tuple[str, bytes, str | None]]:
+    """(id, payload, text) of live records, at most 32,766 of them, in the order asked for.
+
+    Raises Damaged where one is missing or fails its checksum.
+    """
+    marks = ",".join("?" * len(seqs))
+    query = f"SELECT seq, id, payload, text, crc FROM record WHERE seq IN ({marks})"
+    rows = {row[0]: row[1:] for row in connection.execute(query, seqs)}
+    found = []
+    for seq in seqs:
+        if seq not in rows:
+            raise Damaged(connection.filename, f"has no record seq {seq}, which a segment holds alive")
+        id, payload, text, crc = rows[seq]
+        if record_crc(id, payload, text) != crc:
+            raise Damaged(connection.filename, f"record seq {seq} fails its checksum")
+        found.append((id, payload, text))
+    return found

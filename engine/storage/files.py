@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import mmap
 import os
 import shutil
 import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,14 +184,61 @@ def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(dtype.newbyteorder("<").str)
 
 
+def release(array: NDArray[Any]) -> None:
+    """Let go of the pages that a read-only map of ours holds in memory; the next access finds them in the page cache.
+
+    A pass over a large file calls this after each block, or the process would seem to hold the whole file. An array
+    in memory is left as it is.
+    """
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap):
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
+class ArraysWriter:
+    """Writes named arrays into a staging directory, each as `<name>.bin`, and last the manifest that describes them."""
+
+    def __init__(self, directory: Path, kind: str) -> None:
+        self._directory, self._kind = directory, kind
+        self._entries: list[FileEntry] = []
+        self._described: dict[str, dict[str, Any]] = {}
+
+    def add(self, name: str, array: NDArray[Any]) -> None:
+        """Write one whole array."""
+        self.add_blocks(name, [array])
+
+    def add_blocks(self, name: str, blocks: Iterable[NDArray[Any]]) -> None:
+        """Write an array that comes in blocks of rows, at least one; they never are in memory together."""
+        writer = FileWriter(self._directory / f"{name}.bin")
+        try:
+            rows, shape, dtype = 0, (), ""
+            for block in blocks:
+                writer.append(np.ascontiguousarray(block, dtype=_little(block.dtype)))
+                rows, shape, dtype = rows + len(block), block.shape[1:], block.dtype.name
+            self._entries.append(writer.finish())
+        finally:
+            writer.close()
+        self._described[name] = {"dtype": dtype, "shape": [rows, *shape]}
+
+    def finish(self, meta: dict[str, Any]) -> int:
+        """Write the manifest and make the directory durable. Returns the crc32c of the manifest."""
+        return write_manifest(self._directory, self._kind, {"facts": meta, "arrays": self._described}, self._entries)
+
+
 def write_arrays(directory: Path, kind: str, meta: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> int:
     """Write each array as `<name>.bin` and a manifest that tells their dtypes and shapes. Returns its crc32c."""
-    files, described = [], {}
+    writer = ArraysWriter(directory, kind)
     for name, array in arrays.items():
-        little = np.ascontiguousarray(array, dtype=_little(array.dtype))
-        files.append(write_file(directory / f"{name}.bin", little))
-        described[name] = {"dtype": array.dtype.name, "shape": list(array.shape)}
-    return write_manifest(directory, kind, {"facts": meta, "arrays": described}, files)
+        writer.add(name, array)
+    return writer.finish(meta)
+
+
+def verify_directory(directory: Path, kind: str, expected_crc: int) -> None:
+    """Read every byte of a published directory and compare it with its checksums. Raises Damaged naming the file."""
+    for name, entry in read_manifest(directory, kind, expected_crc).files.items():
+        verify_file(directory / name, entry)
 
 
 def read_arrays(directory: Path, kind: str, expected_crc: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

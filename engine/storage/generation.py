@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,22 +13,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.progress import Progress
 from nestvec.engine.storage import files
-from nestvec.errors import Damaged
-from nestvec.index.postings import Postings
-from nestvec.index.soar.store import model_arrays, model_from, postings_arrays, postings_from
+from nestvec.errors import Damaged, InvalidInput
+from nestvec.index import kernels
+from nestvec.index.rescore import RescoreRows, rescore_rows
+from nestvec.index.soar import store
+from nestvec.index.soar.assign import assign
+from nestvec.index.soar.search import SoarIndex
 from nestvec.index.soar.train import SoarModel
 
 KIND = "generation"
 POSTINGS_KIND = "postings"
 _ROTATION = "rotation"
+_RESCORE, _RESCORE_BIAS = "rescore", "rescore_bias"
+_BLOCK_FLOATS = 1 << 22  # 16 MiB of vectors are coded at a time
+_RESIDENT_SHARE = 4  # an index up to a quarter of the machine's memory is copied into it
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 log = logging.getLogger("nestvec")
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """`rotation` is f32 [dims, dims], orthogonal, or None; `model` is None where its files are damaged."""
+    """`rotation` is f32 [dims, dims], orthogonal, or None; `model` is None where it cannot be read."""
 
     number: int
     rotation: NDArray[np.float32] | None
@@ -34,7 +45,7 @@ class Generation:
 
 def write_generation(directory: Path, model: SoarModel, rotation: NDArray[np.float32] | None) -> int:
     """Write model and rotation into a staging directory; the manifest's crc32c."""
-    facts, arrays = model_arrays(model)
+    facts, arrays = store.model_arrays(model)
     if rotation is not None:
         arrays = arrays | {_ROTATION: rotation}
     return files.write_arrays(directory, KIND, facts, arrays)
@@ -43,17 +54,21 @@ def write_generation(directory: Path, model: SoarModel, rotation: NDArray[np.flo
 def open_generation(path: Path, number: int, manifest_crc: int) -> Generation:
     """Read a published generation, wholly verified.
 
-    A damaged rotation raises Damaged: vectors cannot be read without it. A damaged model is logged and left out, so
-    that searches go on exactly; `compact(retrain=True)` trains a new one.
+    A damaged rotation raises Damaged: vectors cannot be read without it. A model that is damaged, or of a format that
+    this release does not read, is logged and left out, so that searches go on exactly; `compact(retrain=True)` trains
+    a new one.
     """
     manifest = files.read_manifest(path, KIND, manifest_crc)
     rotation = _read_rotation(path, manifest)
+    facts = manifest.meta["facts"]
     try:
-        facts, arrays = files.read_arrays(path, KIND, manifest_crc)
+        if (facts["format"], facts["version"]) != (store.FORMAT, store.VERSION):
+            raise Damaged(str(path), "the model was written by another release of nestvec")
+        arrays = files.read_arrays(path, KIND, manifest_crc)[1]
+        model = store.model_from(facts, {name: np.array(array) for name, array in arrays.items() if name != _ROTATION})
     except Damaged as error:
         log.warning("%s; searching exactly until compact(retrain=True) trains a new generation", error)
         return Generation(number, rotation, None)
-    model = model_from(facts, {name: np.array(array) for name, array in arrays.items() if name != _ROTATION})
     return Generation(number, rotation, model)
 
 
@@ -67,14 +82,76 @@ def _read_rotation(path: Path, manifest: files.Manifest) -> NDArray[np.float32] 
     return rotation
 
 
-def write_postings(directory: Path, postings: Postings) -> int:
-    """Write posting lists into a staging directory; the manifest's crc32c."""
-    arrays: dict[str, NDArray[Any]]
-    facts, arrays = postings_arrays(postings)
-    return files.write_arrays(directory, POSTINGS_KIND, facts, arrays)
+def write_postings(directory: Path, model: SoarModel, vectors: NDArray[Any], progress: Progress) -> int:
+    """Code a segment's vectors [n, dims] and write posting lists and int8 rows into a staging directory.
+
+    The int8 rows go to their file block by block. Progress is told as stages "assign" and "rescore". Returns the
+    manifest's crc32c.
+    """
+
+    def assigned(done: int) -> None:
+        files.release(vectors)
+        progress("assign", done, len(vectors))
+
+    facts, arrays = store.postings_arrays(assign(model, vectors, assigned))
+    writer = files.ArraysWriter(directory, POSTINGS_KIND)
+    for name, array in arrays.items():
+        writer.add(name, array)
+    if model.config.rescore_dims:
+        bias: list[NDArray[np.float32]] = []
+        writer.add_blocks(_RESCORE, _rescore_codes(model, vectors, bias, progress))
+        if bias:
+            writer.add(_RESCORE_BIAS, np.concatenate(bias))
+    return writer.finish(facts)
 
 
-def open_postings(path: Path, manifest_crc: int) -> Postings:
-    """Map published posting lists, wholly verified. Raises FileNotFoundError or Damaged."""
+def _rescore_codes(
+    model: SoarModel, vectors: NDArray[Any], bias: list[NDArray[np.float32]], progress: Progress
+) -> Iterator[NDArray[np.uint8]]:
+    """The int8 rows, block by block; what "l2" adds to their scores is gathered in `bias`."""
+    step = max(1, _BLOCK_FLOATS // vectors.shape[1])
+    for start in range(0, len(vectors), step):
+        block = rescore_rows(model, vectors[start : start + step])
+        files.release(vectors)
+        if block.bias is not None:
+            bias.append(block.bias)
+        progress("rescore", min(start + step, len(vectors)), len(vectors))
+        yield block.codes
+
+
+def code_vectors(model: SoarModel, vectors: NDArray[Any]) -> SoarIndex:
+    """The index of a segment's vectors, in memory only."""
+    rescore = rescore_rows(model, vectors) if model.config.rescore_dims else None
+    return SoarIndex(model, assign(model, vectors), rescore)
+
+
+def open_postings(path: Path, manifest_crc: int, model: SoarModel, room: int) -> SoarIndex:
+    """Open published posting lists and int8 rows, wholly verified, as the index of their segment.
+
+    What a search reads is copied into memory if it takes at most `room` bytes, else mapped. Raises FileNotFoundError,
+    or Damaged where the files or their contents do not fit the model.
+    """
     facts, arrays = files.read_arrays(path, POSTINGS_KIND, manifest_crc)
-    return postings_from(facts, arrays)
+    if sum(array.nbytes for array in arrays.values()) <= room:
+        arrays = {name: _copied(array) for name, array in arrays.items()}
+    rescore, bias = arrays.pop(_RESCORE, None), arrays.pop(_RESCORE_BIAS, None)
+    try:
+        return SoarIndex(
+            model, store.postings_from(facts, arrays), None if rescore is None else RescoreRows(rescore, bias)
+        )
+    except InvalidInput as error:
+        raise Damaged(str(path), str(error)) from error
+
+
+def _copied(array: NDArray[Any]) -> NDArray[Any]:
+    copy = kernels.resident(array)
+    files.release(array)
+    return copy
+
+
+def resident_room() -> int:
+    """How many bytes of indexes may be copied into memory: a quarter of what the machine, or our container, has."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no such file outside Linux, and "max" where there is no limit
+        total = min(total, int(_CGROUP_LIMIT.read_text()))
+    return total // _RESIDENT_SHARE

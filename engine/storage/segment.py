@@ -106,6 +106,4 @@ def open_segment(path: Path, number: int, manifest_crc: int, config: CollectionC
 
 def verify_segment(path: Path, manifest_crc: int) -> None:
     """Read every byte of a segment and compare it with its checksums. Raises Damaged naming file and block."""
-    manifest = files.read_manifest(path, KIND, manifest_crc)
-    for name, entry in manifest.files.items():
-        files.verify_file(path / name, entry)
+    files.verify_directory(path, KIND, manifest_crc)

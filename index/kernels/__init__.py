@@ -1,4 +1,4 @@
-"""The inner loops: C++ where it was built, else numpy with the same results (`reference` says what each one means).
+"""The inner loops: C++ where it was built, else numpy with the same results (`reference*` say what each one means).
 
 The environment variable NESTVEC_ISA forces one of avx512, avx2, portable (C++) or numpy, for tests and comparisons.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import TYPE_CHECKING
 
 from nestvec.errors import InvalidInput
-from nestvec.index.kernels import reference
 
 try:
     from nestvec.index.kernels import native
@@ -43,15 +43,34 @@ def backend() -> str:
     return _backend
 
 
-if _backend == "numpy":
-    scan_lists, band_scores, encode, pack = (
-        reference.scan_lists,
-        reference.band_scores,
-        reference.encode,
-        reference.pack,
-    )
+if TYPE_CHECKING or _backend == "numpy":
+    from nestvec.index.kernels.reference import band_scores
+    from nestvec.index.kernels.reference_encode import encode, encode_aware, pack
+    from nestvec.index.kernels.reference_search import Model, Plan, Searcher, Segment, resident
 else:
-    native.use_isa(_backend)
-    scan_lists, band_scores, encode, pack = native.scan_lists, native.band_scores, native.encode, native.pack
+    from nestvec.index.kernels.native import (
+        Model,
+        Plan,
+        Searcher,
+        Segment,
+        band_scores,
+        encode,
+        encode_aware,
+        pack,
+        resident,
+    )
 
-__all__ = ["backend", "band_scores", "encode", "pack", "scan_lists"]
+    native.use_isa(_backend)
+
+__all__ = [
+    "Model",
+    "Plan",
+    "Searcher",
+    "Segment",
+    "backend",
+    "band_scores",
+    "encode",
+    "encode_aware",
+    "pack",
+    "resident",
+]

@@ -11,7 +11,6 @@
 namespace nestvec {
 namespace {
 
-constexpr size_t kLanes = 16;
 constexpr size_t kAhead = 4;              // rows prefetched ahead
 constexpr size_t kPrefetchBytes = 4096;   // at most, per row: longer bands stream by themselves
 
@@ -113,17 +112,10 @@ Adder<T> choose(bool l2, bool norms, Isa isa) {
     return norms ? adder_of<false, true, T>(isa) : adder_of<false, false, T>(isa);
 }
 
-double add_pairwise(double* lanes) {
-    for (size_t half = kLanes / 2; half > 0; half /= 2)
-        for (size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
-    return lanes[0];
-}
-
 template <class T>
 void score_rows(const BandTask& task, Isa isa) {
     const T* vectors = static_cast<const T*>(task.vectors);
     const size_t width = task.hi - task.lo;
-    std::vector<double> query(task.query + task.lo, task.query + task.hi);
     const Adder<T> add = choose<T>(task.l2, task.norms != nullptr, isa);
     const size_t bytes = std::min(width * sizeof(T), kPrefetchBytes);
     for (size_t r = 0; r < task.n_rows; ++r) {
@@ -132,7 +124,7 @@ void score_rows(const BandTask& task, Isa isa) {
             for (size_t byte = 0; byte < bytes; byte += 64) NESTVEC_PREFETCH(next + byte);
         }
         double lanes[kLanes] = {}, norm_lanes[kLanes] = {};
-        add(query.data(), vectors + size_t(task.rows[r]) * task.dims + task.lo, width, lanes, norm_lanes);
+        add(task.query, vectors + size_t(task.rows[r]) * task.dims + task.lo, width, lanes, norm_lanes);
         const double sum = add_pairwise(lanes);
         task.scores[r] += task.l2 ? -sum : sum;
         if (task.norms) task.norms[r] += add_pairwise(norm_lanes);
@@ -140,6 +132,12 @@ void score_rows(const BandTask& task, Isa isa) {
 }
 
 }  // namespace
+
+double add_pairwise(double* lanes) {
+    for (size_t half = kLanes / 2; half > 0; half /= 2)
+        for (size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
+    return lanes[0];
+}
 
 void band_scores(const BandTask& task, Isa isa) {
     if (task.half)

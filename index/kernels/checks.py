@@ -1,4 +1,4 @@
-"""What the numpy reference accepts: the same arrays, and the same errors, as the C++ kernels (binding.cpp)."""
+"""What the numpy kernels accept: the same arrays, and the same errors, as the C++ ones (binding*.cpp)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-BLOCK = 32  # postings per block
-MAX_SUBQUANTISERS = 256  # 256 * 255 still fits 16-bit sums
+BLOCK = 128  # postings per block
+TILE = 16  # the lists' centroid codes are padded to a multiple of it
+INT8_STEP = 64  # int8 rows and stages come in multiples of so many dims
+MAX_RESCORE_DIMS = 2048  # 2048 * 128 * 8000 still fits the 32-bit sums of an int8 stage
 
 
 def check_array(
@@ -31,44 +33,51 @@ def check_array(
         raise ValueError(f"{name} must be writeable")
 
 
-def check_finite(value: np.float32, name: str) -> None:
-    if not np.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
+def check_finite(array: Array | np.float32, name: str) -> None:
+    """Raise ValueError where a number is NaN or infinite."""
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite")
 
 
-def check_scan(
-    codes: Array, offsets: Array, counts: Array, rows: Array, lists: Array, list_bias: Array, lut: Array, keep: int
-) -> None:
-    check_array(codes, "codes", [np.uint8], (-1, -1, BLOCK))
-    pairs, total = codes.shape[1], codes.shape[0] * BLOCK
-    if 2 * pairs > MAX_SUBQUANTISERS:
-        raise ValueError(
-            f"codes must have at most {MAX_SUBQUANTISERS} sub-quantisers, got {2 * pairs}: use more dims_per_block"
-        )
-    check_array(counts, "counts", [np.int32], (-1,))
-    check_array(offsets, "offsets", [np.int64], (counts.shape[0] + 1,))
-    check_array(rows, "rows", [np.uint32], (total,))
-    check_array(lists, "lists", [np.int32], (-1,))
-    check_array(list_bias, "list_bias", [np.float32], (lists.shape[0],))
-    check_array(lut, "lut", [np.uint8], (2 * pairs, 16))
-    if keep < 0:
-        raise ValueError(f"keep must be >= 0, got {keep}")
-    for i, number in enumerate(lists.tolist()):
-        check_list(offsets, counts, total, i, number)
+def check_scale(value: float, name: str, *, zero: bool = False) -> None:
+    """Raise ValueError unless value is a float32 above 0 (or at least 0) and finite."""
+    with np.errstate(over="ignore"):
+        number = np.float32(value)
+    if not np.isfinite(number) or number < 0 or (number == 0 and not zero):
+        raise ValueError(f"{name} must be finite and {'>=' if zero else '>'} 0, got {value}")
 
 
-def check_list(offsets: Array, counts: Array, total: int, i: int, number: int) -> None:
-    if not 0 <= number < len(counts):
-        raise IndexError(f"lists[{i}] = {number} is not one of the {len(counts)} lists")
-    start, end, count = int(offsets[number]), int(offsets[number + 1]), int(counts[number])
-    if start % BLOCK or not 0 <= start <= end <= total or not 0 <= count <= end - start:
-        raise ValueError(
-            f"list {number} is damaged: postings {start} to {end}, count {count}, of {total} stored "
-            "(a list must start at a multiple of 32)"
-        )
+def check_count(value: int, name: str) -> None:
+    """Raise TypeError for another type, ValueError below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be >= 1, got {value}")
+
+
+def check_margin(value: float, name: str) -> None:
+    """Raise ValueError for NaN and below 0; infinity is no cut."""
+    if not value >= 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
 
 
 def check_rows(rows: Array, n: int) -> None:
+    """Raise IndexError where a row is not one of n."""
     bad = np.flatnonzero((rows < 0) | (rows >= n))
     if len(bad):
         raise IndexError(f"rows[{bad[0]}] = {rows[bad[0]]} is not one of the {n} rows")
+
+
+def check_lists(offsets: Array, counts: Array, rows: Array, n: int) -> None:
+    """Raise ValueError where a list's postings are not whole blocks of those stored, IndexError for a row beyond n."""
+    total = len(rows)
+    for number, count in enumerate(counts.tolist()):
+        start, end = int(offsets[number]), int(offsets[number + 1])
+        if start % BLOCK or not 0 <= start <= end <= total or not 0 <= count <= end - start:
+            raise ValueError(
+                f"list {number} is damaged: postings {start} to {end}, count {count}, of {total} stored "
+                f"(a list must start at a multiple of {BLOCK})"
+            )
+        bad = np.flatnonzero(rows[start : start + count] >= n)
+        if len(bad):
+            raise IndexError(f"row {rows[start + bad[0]]} of list {number} is not one of the {n} rows")

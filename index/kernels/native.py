@@ -1,13 +1,36 @@
-"""The C++ kernels with types: same signatures, meaning, results and errors as `reference`, which documents them."""
+"""The C++ kernels with types: same signatures, meaning, results and errors as the reference, which documents them.
+
+Every call runs without the GIL.
+"""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from nestvec.index.kernels import _native  # type: ignore[attr-defined]  # the C++ extension has no stub
+
+if TYPE_CHECKING:  # the C++ objects have the very interface of their numpy twins
+    from nestvec.index.kernels.reference_search import Model, Plan, Searcher, Segment, resident
+else:
+    from nestvec.index.kernels._native import Model, Plan, Searcher, Segment, resident
+
+__all__ = [
+    "Model",
+    "Plan",
+    "Searcher",
+    "Segment",
+    "available",
+    "band_scores",
+    "encode",
+    "encode_aware",
+    "isa",
+    "pack",
+    "resident",
+    "use_isa",
+]
 
 
 def available() -> list[str]:
@@ -21,29 +44,8 @@ def isa() -> str:
 
 
 def use_isa(name: str) -> None:
-    """Make every later call of this process use the named instruction set; ValueError if it is not available."""
+    """Make later calls and later Searchers use the named instruction set; ValueError if it is not available."""
     _native.use_isa(name)
-
-
-def scan_lists(
-    codes: npt.NDArray[np.uint8],
-    offsets: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int32],
-    rows: npt.NDArray[np.uint32],
-    lists: npt.NDArray[np.int32],
-    list_bias: npt.NDArray[np.float32],
-    lut: npt.NDArray[np.uint8],
-    scale: float,
-    base: float,
-    posting_bias: npt.NDArray[np.float32] | None,
-    allowed: npt.NDArray[np.uint8] | npt.NDArray[np.bool_] | None,
-    keep: int,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], int]:
-    """See `reference.scan_lists`. Runs without the GIL."""
-    result = _native.scan_lists(
-        codes, offsets, counts, rows, lists, list_bias, lut, scale, base, posting_bias, allowed, keep
-    )
-    return cast("tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], int]", result)
 
 
 def band_scores(
@@ -56,15 +58,25 @@ def band_scores(
     scores: npt.NDArray[np.float64],
     norms: npt.NDArray[np.float64] | None = None,
 ) -> None:
-    """See `reference.band_scores`. Runs without the GIL; reads the next rows ahead."""
+    """See `reference.band_scores`. Reads the next rows ahead."""
     _native.band_scores(query, vectors, rows, lo, hi, metric, scores, norms)
 
 
 def encode(residuals: npt.NDArray[np.float32], codebook: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """See `reference.encode`. Runs without the GIL."""
+    """See `reference_encode.encode`."""
     return cast("npt.NDArray[np.uint8]", _native.encode(residuals, codebook))
 
 
+def encode_aware(
+    residuals: npt.NDArray[np.float32],
+    directions: npt.NDArray[np.float32],
+    codebook: npt.NDArray[np.float32],
+    eta: float,
+) -> npt.NDArray[np.uint8]:
+    """See `reference_encode.encode_aware`."""
+    return cast("npt.NDArray[np.uint8]", _native.encode_aware(residuals, directions, codebook, eta))
+
+
 def pack(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """See `reference.pack`. Runs without the GIL."""
+    """See `reference_encode.pack`."""
     return cast("npt.NDArray[np.uint8]", _native.pack(codes))

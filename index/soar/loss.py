@@ -38,15 +38,17 @@ class SpillTable:
 
 def nearest_and_spill(
     prefix: Float32, centroids: Float32, soar_lambda: float | None, table: SpillTable | None = None
-) -> tuple[Lists, Lists]:
-    """(nearest list, second list) of float32 [n, d]; int32 [n] each, ties to the lower list.
+) -> tuple[Lists, Lists, Float32]:
+    """(nearest list, second list, gain) of float32 [n, d]: int32, int32, float32 [n]; ties to the lower list.
 
-    The second is -1 where there is none: soar_lambda None, the best second equal to the first, or the row on its
-    centroid. One product of rows and centroids serves both: <r, x - c> = <x,x> - <x,c> - <c1,x> + <c1,c>.
+    The second is -1, and its gain 0, where there is none: soar_lambda None, the best second equal to the first, or the
+    row on its centroid. The gain is how far the second's loss lies below the first's, (1 + lambda) ||r||^2.
+    One product of rows and centroids serves all: <r, x - c> = <x,x> - <x,c> - <c1,x> + <c1,c>.
     """
     table = table or SpillTable.of(centroids)
     first = np.empty(prefix.shape[0], np.int32)
     second = np.full(prefix.shape[0], -1, np.int32)
+    gain = np.zeros(prefix.shape[0], np.float32)
     step = max(1, _TILE_FLOATS // centroids.shape[0])
     for start in range(0, prefix.shape[0], step):
         tile = slice(start, start + step)
@@ -56,14 +58,14 @@ def nearest_and_spill(
         distances += np.diagonal(table.gram)
         first[tile] = distances.argmin(axis=1)
         if soar_lambda is not None:
-            second[tile] = _spill(rows, products, distances, first[tile], soar_lambda, table)
-    return first, second
+            second[tile], gain[tile] = _spill(rows, products, distances, first[tile], soar_lambda, table)
+    return first, second, gain
 
 
 def _spill(
     rows: Float32, products: Float32, distances: Float32, first: Lists, soar_lambda: float, table: SpillTable
-) -> Lists:
-    """Second lists of one tile; `products` and `distances` (less ||x||^2) are [rows, lists] and are overwritten."""
+) -> tuple[Lists, Float32]:
+    """Second lists and gains of one tile; overwrites `products`, [rows, lists] like `distances` (less ||x||^2)."""
     residuals = rows - table.centred[first]
     squares = np.einsum("ij,ij->i", residuals, residuals)
     # <r, x - c> = <r, x> - (<x, c> - <c1, c>): one gather of Gram rows instead of a second product.
@@ -73,5 +75,9 @@ def _spill(
     products *= (np.float32(soar_lambda) / np.maximum(squares, np.float32(_ON_CENTROID)))[:, None]
     products += distances
     second: Lists = products.argmin(axis=1).astype(np.int32)
-    second[(second == first) | (squares < _ON_CENTROID)] = -1
-    return second
+    second[squares < _ON_CENTROID] = -1
+    every = np.arange(rows.shape[0])
+    gain = products[every, first] - products[every, second]
+    second[second == first] = -1
+    gain[second < 0] = 0.0
+    return second, gain

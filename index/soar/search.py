@@ -1,54 +1,56 @@
-"""Search posting lists: choose partitions, sum 4-bit codes, hand the best rows to the funnel."""
+"""Search posting lists: an index of one segment, and a searcher over the segments of one model.
+
+The work is done by `nestvec.index.kernels`, one call a query; here arrays are brought into its form, checked once,
+and its counts are told as `Work`.
+"""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from nestvec.errors import InvalidInput
 from nestvec.index import kernels
+from nestvec.index.funnel import SHORTLIST_FACTOR, FunnelPlan
+from nestvec.index.metric import check_stage_metric
 from nestvec.index.postings import Postings
-from nestvec.index.protocol import Prepared
-from nestvec.index.quantize import lookup_table
-from nestvec.index.selection import Rows, top_positions
+from nestvec.index.rescore import RescoreRows
+from nestvec.index.selection import Rows, Scores
 from nestvec.index.soar.train import SoarModel
-from nestvec.index.vectors import check_allowed, check_query
+from nestvec.index.vectors import Vectors, check_allowed, check_query, check_vectors
 from nestvec.index.work import Work
 
+Mask = npt.NDArray[np.bool_]
 
-@dataclass(frozen=True, eq=False, slots=True)
-class SoarQuery(Prepared):
-    """Lists to visit, best first (int32 [p]), what each adds to an estimate (float32 [p]), and the code table."""
-
-    lists: npt.NDArray[np.int32]
-    list_bias: npt.NDArray[np.float32]
-    table: npt.NDArray[np.uint8]
-    scale: float
-    base: float
-    micros: float
+_EVERY_ROW = 1 << 40  # a cut that leaves all: more than four billion rows to a segment there cannot be
+_LANES = 16  # centroids are padded to a multiple of it
+_GROUP = 4  # dims of a centroid that lie together
 
 
 class SoarIndex:
-    """One segment's posting lists under a model: a first stage."""
+    """One segment's posting lists and rescoring rows under a model."""
 
     name = "soar"
 
-    def __init__(self, model: SoarModel, postings: Postings) -> None:
-        """Raises InvalidInput where the postings were not made by this model."""
-        pairs = (model.codebook.shape[0] + 1) // 2
+    def __init__(self, model: SoarModel, postings: Postings, rescore: RescoreRows | None) -> None:
+        """`rescore` is None for an index that no int8 stage will ask. Raises InvalidInput where parts do not fit."""
+        pairs = (model.codebook.shape[0] + 1) // 2 + (model.metric == "l2")
         if postings.lists != model.config.partitions or postings.codes.shape[1] != pairs:
             raise InvalidInput(
                 f"the model has {model.config.partitions} lists of {pairs}-byte codes, "
                 f"the postings {postings.lists} of {postings.codes.shape[1]}: assign the rows with this model"
             )
-        if (postings.bias is not None) != (model.metric == "l2"):
-            raise InvalidInput(f"the postings were not assigned for metric {model.metric!r}")
-        self.model = model
-        self.postings = postings
-        self._squares = np.einsum("ij,ij->i", model.centroids, model.centroids) if model.metric == "l2" else None
+        if rescore is not None:
+            _check_rescore(model, postings.n_rows, rescore)
+        self.model, self.postings, self.rescore = model, postings, rescore
+        self._segment: tuple[Vectors, Rows, kernels.Segment] | None = None
 
     @property
     def n_rows(self) -> int:
@@ -56,68 +58,229 @@ class SoarIndex:
         return self.postings.n_rows
 
     @property
-    def max_probes(self) -> int:
-        """Posting lists there are."""
-        return self.model.config.partitions
-
-    @property
     def resident_bytes(self) -> int:
-        """Bytes of the posting lists."""
-        return self.postings.nbytes
+        """Bytes of the posting lists and rescoring rows."""
+        return self.postings.nbytes + (self.rescore.nbytes if self.rescore else 0)
 
-    def prepare(self, query: npt.NDArray[np.float32], probes: int) -> SoarQuery:
-        """Choose the best min(probes, max_probes) lists, ties to the lower, and tabulate the codes.
+    def segment(self, vectors: Vectors, seqs: Rows, allowed: Mask | None) -> kernels.Segment:
+        """What a searcher reads. Checked and made once for the same arrays; another mask costs nothing."""
+        held = self._segment
+        if held is None or held[0] is not vectors or held[1] is not seqs:
+            lists, extra = self.postings, self.rescore
+            made = kernels.Segment(
+                lists.codes,
+                lists.offsets,
+                lists.counts,
+                lists.rows,
+                lists.bias_top,
+                lists.bias_step,
+                extra.codes if extra else None,
+                extra.bias if extra else None,
+                vectors,
+                seqs,
+                None,
+            )
+            held = self._segment = (vectors, seqs, made)
+        return held[2] if allowed is None else held[2].with_allowed(allowed)
 
-        The estimate is <q, c> + <q, coded residual> on the prefix; for "l2" twice that - ||x||^2, which differs
-        from the score by ||q||^2 alone. What lies beyond the prefix is missing from both.
-        """
-        started = time.perf_counter()
-        if probes < 1:
-            raise InvalidInput(f"probes must be >= 1, got {probes}")
-        model = self.model
-        query = check_query(query, model.dims)
-        # Not BLAS: waking its threads for 50 microseconds of work costs milliseconds on a busy machine.
-        products = np.einsum("ij,j->i", model.centroids, query[: model.config.partition_dims])
-        table, scale, base = lookup_table(query[: model.config.code_dims], model.codebook)
-        order = products
-        if self._squares is not None:
-            products, scale, base = 2.0 * products, 2.0 * scale, 2.0 * base
-            order = products - self._squares
-        lists = top_positions(order, np.arange(order.shape[0]), min(probes, self.max_probes)).astype(np.int32)
-        micros = (time.perf_counter() - started) * 1e6
-        return SoarQuery(lists, products[lists].astype(np.float32), table, scale, base, micros)
 
-    def candidates(
-        self, prepared: Prepared, keep: int, allowed: npt.NDArray[np.bool_] | None, work: Work
-    ) -> npt.NDArray[np.int64]:
-        """At most `keep` distinct allowed rows of the chosen lists, best estimate first."""
-        if not isinstance(prepared, SoarQuery):
-            raise InvalidInput(f"expected a query prepared by a soar index, got {type(prepared).__name__}")
-        if keep < 1:
-            raise InvalidInput(f"keep must be >= 1, got {keep}")
-        started = time.perf_counter()
-        allowed = check_allowed(allowed, self.n_rows)
-        held = self.postings
-        rows: Rows
-        rows, _, scanned = kernels.scan_lists(
-            held.codes,
-            held.offsets,
-            held.counts,
-            held.rows,
-            prepared.lists,
-            prepared.list_bias,
-            prepared.table,
-            prepared.scale,
-            prepared.base,
-            held.bias,
-            None if allowed is None else np.ascontiguousarray(allowed).view(np.uint8),
-            min(keep, max(1, self.n_rows)),
+def _check_rescore(model: SoarModel, rows: int, rescore: RescoreRows) -> None:
+    shape = (rows, model.config.rescore_dims)
+    if rescore.codes.dtype != np.uint8 or rescore.codes.shape != shape or not model.config.rescore_dims:
+        raise InvalidInput(
+            f"the model's rescoring rows are uint8 {shape}, got {rescore.codes.dtype} {rescore.codes.shape}: "
+            "make them with this model"
         )
-        work.partitions += prepared.lists.shape[0]
-        work.codes += scanned
-        work.bytes += scanned * held.codes.shape[1]
-        if "probe" not in work.micros:  # once, however many segments share the prepared query
-            work.micros["probe"] = prepared.micros
-            work.bytes += self.model.centroids.nbytes
-        work.add_micros("scan", (time.perf_counter() - started) * 1e6)
-        return rows
+    if (rescore.bias is not None) != (model.metric == "l2") or (
+        rescore.bias is not None and (rescore.bias.dtype != np.float32 or rescore.bias.shape != (rows,))
+    ):
+        raise InvalidInput(f"rescoring rows for metric {model.metric!r} have a bias float32 [{rows}] only for 'l2'")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SearchPart:
+    """One segment to search: its index, stored vectors [n, dims], sequence numbers int64 [n], and a mask or None."""
+
+    index: SoarIndex
+    vectors: Vectors
+    seqs: Rows
+    allowed: Mask | None
+
+
+class SoarSearcher:
+    """Searches the segments of one model as one. Any number of threads may use it at once.
+
+    `native` is what does the work, for loops that check queries themselves and make plans with `native_plan`.
+    """
+
+    def __init__(self, parts: Sequence[SearchPart]) -> None:
+        """Raises InvalidInput for no parts, parts of several models, and arrays that do not fit."""
+        if not parts:
+            raise InvalidInput("a searcher needs at least one part, got none")
+        self.model = parts[0].index.model
+        for part in parts:
+            _check_part(part, self.model)
+        segments = [part.index.segment(part.vectors, part.seqs, part.allowed) for part in parts]
+        self._widths = _Widths.of(self.model, parts[0].vectors.dtype.itemsize)
+        self.native = kernels.Searcher(native_model(self.model), segments)
+
+    def search(self, query: npt.NDArray[np.float32], k: int, plan: FunnelPlan) -> tuple[Rows, Scores]:
+        """The best min(k, found) rows of float32 [dims]: (seqs, scores), score descending, then seq ascending.
+
+        Scores are exact, accumulated in float64. Raises InvalidInput for a query or plan that cannot be used.
+        """
+        recipe = self._recipe(k, plan)
+        with _refusals():
+            return self.native.search(check_query(query, self.model.dims), k, recipe.plan)
+
+    def search_counted(self, query: npt.NDArray[np.float32], k: int, plan: FunnelPlan) -> tuple[Rows, Scores, Work]:
+        """`search`, and what it touched and how long each step took."""
+        recipe = self._recipe(k, plan)
+        with _refusals():
+            query = check_query(query, self.model.dims)
+            seqs, scores, counts, micros = self.native.search_counted(query, k, recipe.plan)
+        return seqs, scores, recipe.work(counts.tolist(), micros.tolist())
+
+    def search_batch(
+        self, queries: npt.NDArray[np.float32], k: int, plan: FunnelPlan, threads: int = 1
+    ) -> tuple[Rows, Scores, list[Work]]:
+        """`search` for float32 [b, dims]: seqs int64 [b, k], -1 where none, and scores float32 [b, k], then -inf."""
+        recipe = self._recipe(k, plan)
+        with _refusals():
+            queries = np.ascontiguousarray(queries, dtype=np.float32)
+            seqs, scores, counts = self.native.search_batch(queries, k, recipe.plan, threads)
+        return seqs, scores, [recipe.work(each, None) for each in counts.tolist()]
+
+    def _recipe(self, k: int, plan: FunnelPlan) -> _Recipe:
+        return _recipe(plan, k, self._widths)
+
+
+def _check_part(part: SearchPart, model: SoarModel) -> None:
+    if part.index.model is not model:
+        raise InvalidInput("the parts of a searcher must share one model: code their rows with the same one")
+    rows, dims = check_vectors(part.vectors)
+    if (rows, dims) != (part.index.n_rows, model.dims):
+        raise InvalidInput(f"vectors must have shape {(part.index.n_rows, model.dims)}, got {(rows, dims)}")
+    if part.seqs.dtype != np.int64 or part.seqs.shape != (rows,):
+        raise InvalidInput(f"seqs must be int64 of shape ({rows},), got {part.seqs.dtype} of {part.seqs.shape}")
+    check_allowed(part.allowed, rows)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the kernels refuse is the caller's input."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidInput(str(error)) from error
+
+
+_native_models: WeakKeyDictionary[SoarModel, kernels.Model] = WeakKeyDictionary()
+
+
+def native_model(model: SoarModel) -> kernels.Model:
+    """The model in the form that searches read, made once: centroids as int8, in groups of 4 dims."""
+    made = _native_models.get(model)
+    if made is None:
+        l2 = model.metric == "l2"
+        codes, scale = _centroid_codes(model.centroids)
+        bias = -np.einsum("ij,ij->i", model.centroids, model.centroids) if l2 else np.zeros(len(codes[0]), np.float32)
+        made = _native_models[model] = kernels.Model(
+            l2,
+            model.dims,
+            codes,
+            scale,
+            bias[: model.config.partitions],
+            model.codebook,
+            model.rescore_scale,
+            model.spread,
+            model.centre,
+        )
+    return made
+
+
+def _centroid_codes(centroids: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], float]:
+    """(uint8 [groups, lists, 4], scale): centroid / scale + 128, both ends padded with 128, which stands for zero."""
+    lists, dims = centroids.shape
+    scale = np.float32(np.abs(centroids).max() / np.float32(127))
+    scale = scale if scale > 0 else np.float32(1)
+    codes = np.full((-(-lists // _LANES) * _LANES, -(-dims // _GROUP) * _GROUP), 128, np.uint8)
+    codes[:lists, :dims] = np.clip(np.rint(centroids / scale), -127, 127) + 128
+    return np.ascontiguousarray(codes.reshape(len(codes), -1, _GROUP).transpose(1, 0, 2)), float(scale)
+
+
+@dataclass(frozen=True, slots=True)
+class _Widths:
+    """What a model's parts measure: dims, dims that are coded, bytes of all centroids, a posting, a stored number."""
+
+    dims: int
+    code_dims: int
+    centroid_bytes: int
+    posting_bytes: int
+    item_bytes: int
+    l2: bool
+
+    @classmethod
+    def of(cls, model: SoarModel, item_bytes: int) -> _Widths:
+        l2, config = model.metric == "l2", model.config
+        centroids = -(-config.partitions // _LANES) * _LANES * -(-config.partition_dims // _GROUP) * _GROUP
+        posting = (model.codebook.shape[0] + 1) // 2 + l2
+        return cls(model.dims, config.code_dims, centroids, posting, item_bytes, l2)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Recipe:
+    """A plan in the kernels' form, and what turns its counts into `Work`.
+
+    steps: the names of what is timed. dims: those of each cut. row_bytes: what a row costs each cut after the codes'.
+    """
+
+    plan: kernels.Plan
+    widths: _Widths
+    steps: tuple[str, ...]
+    dims: tuple[int, ...]
+    row_bytes: tuple[int, ...]
+
+    def work(self, counts: list[int], micros: list[float] | None) -> Work:
+        """`counts` and `micros` are those of `Searcher.search_counted`."""
+        lists, codes, rows = counts[:3]
+        work = Work(lists, codes, rows, self.widths.centroid_bytes + codes * self.widths.posting_bytes)
+        for each, held in zip(self.row_bytes, counts[2:], strict=False):
+            work.bytes += each * held
+        spent = micros or [0.0] * (len(self.dims) + 1)
+        for step, taken in zip(self.steps, micros or [], strict=False):
+            work.add_micros(step, taken)
+        for dims, (before, after), taken in zip(self.dims, pairwise(counts[1:]), spent[1:], strict=True):
+            work.stages.append({"dims": dims, "in": before, "out": after, "micros": taken})
+        return work
+
+
+@lru_cache(maxsize=256)
+def native_plan(plan: FunnelPlan, k: int) -> kernels.Plan:
+    """The plan in the form that searches read. k, the hits wanted, sizes the shortlist where the plan does not."""
+    keep, margin = _EVERY_ROW, float("inf")
+    if plan.shortlist:
+        keep, margin = plan.shortlist.keep, plan.shortlist.margin
+    elif plan.stages:
+        keep = SHORTLIST_FACTOR * max(k, plan.stages[0].keep)
+    stages = [(stage.dims, stage.keep, stage.margin, stage.rows == "int8") for stage in plan.stages]
+    with _refusals():
+        return kernels.Plan(plan.probes, plan.probe_margin, keep, margin, stages, plan.stage_metric == "cosine")
+
+
+@lru_cache(maxsize=256)
+def _recipe(plan: FunnelPlan, k: int, widths: _Widths) -> _Recipe:
+    """How to run the plan for k hits. Raises InvalidInput where it does not suit the model."""
+    check_stage_metric(plan.stage_metric, "l2" if widths.l2 else "dot")
+    row_bytes, read = [], {"int8": 0, "stored": 0}
+    for stage in plan.stages:
+        row_bytes.append((stage.dims - read[stage.rows]) * (1 if stage.rows == "int8" else widths.item_bytes))
+        read[stage.rows] = stage.dims
+    row_bytes.append((widths.dims - read["stored"]) * widths.item_bytes)
+    return _Recipe(
+        native_plan(plan, k),
+        widths,
+        ("route", "scan", *(f"stage {stage.dims}" for stage in plan.stages), "final"),
+        (widths.code_dims, *(stage.dims for stage in plan.stages), widths.dims),
+        tuple(row_bytes),
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 import apsw
 import numpy as np
 import pytest
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 import nestvec
@@ -218,6 +219,27 @@ def test_build_rejects_go_to_a_file_or_stop_the_build(tmp_path: Path) -> None:
         assert not list((tmp_path / "db").rglob("tmp-*"))
 
 
+@pytest.mark.parametrize("earlier", ["nothing", "an id of this build", "an overlapping batch", "a record"])
+def test_row_numbers_as_ids_are_refused_where_they_exist_already(tmp_path: Path, earlier: str) -> None:
+    vectors = some(12)
+    batches = [Batch(0, vectors=vectors[:5]), Batch(5, vectors=vectors[5:])]
+    with nestvec.open(tmp_path / "db") as database:
+        collection = database.create_collection("c", dims=DIMS)
+        if earlier == "an id of this build":
+            batches = [Batch(0, ["x", "7", "y", "z", "8"], vectors[:5]), Batch(5, vectors=vectors[5:])]
+        if earlier == "an overlapping batch":
+            batches = [batches[1], Batch(3, vectors=vectors[:5])]
+        if earlier == "a record":
+            collection.upsert([Record("7", vectors[0])])
+        report = collection.build(batches, rejects=tmp_path / "bad.jsonl")
+        refused = [json.loads(line)["id"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+        expected = {"an id of this build": ["7", "8"], "an overlapping batch": ["5", "6", "7"], "a record": ["7"]}
+        assert refused == expected.get(earlier, [])
+        assert report.rows == sum(len(batch.vectors) for batch in batches if batch.vectors is not None) - len(refused)
+        assert collection.get(["9"], with_vector=True)[0].payload is None
+        collection.verify()
+
+
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     with nestvec.open(tmp_path / "db") as database:
         collection = database.create_collection("c", dims=DIMS)
@@ -254,6 +276,94 @@ def test_damaged_postings_are_quarantined_and_rebuilt(tmp_path: Path, caplog: py
             database.collection("c").verify()
         assert sum("codes.bin" in record.getMessage() for record in caplog.records) == expected
     assert len(list((root / "quarantine").iterdir())) == 1
+
+
+def test_damaged_int8_rows_are_quarantined_and_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "db" / "collections" / "000001"
+    vectors = some(2200)
+    with nestvec.open(tmp_path / "db") as database:
+        database.create_collection("c", dims=DIMS).build([Batch(0, vectors=vectors)])
+        answers = [found(database.collection("c"), vector) for vector in vectors[:5]]
+    good = (root / "postings" / "1-1" / "rescore.bin").read_bytes()
+    for damage in ("flipped", "missing"):
+        if damage == "flipped":
+            flip(root / "postings" / "1-1" / "rescore.bin", 10)
+        else:
+            (root / "postings" / "1-1" / "rescore.bin").unlink()
+        with caplog.at_level(logging.WARNING, "nestvec"), nestvec.open(tmp_path / "db") as database:
+            assert [found(database.collection("c"), vector) for vector in vectors[:5]] == answers
+            database.collection("c").verify()
+        assert (root / "postings" / "1-1" / "rescore.bin").read_bytes() == good
+    assert sum("rescore.bin" in record.getMessage() for record in caplog.records) == 2
+    assert len(list((root / "quarantine").iterdir())) == 2
+
+
+@pytest.mark.parametrize("room", [0, 1 << 40])
+def test_an_index_answers_alike_mapped_and_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    vectors = some(2200)
+    with nestvec.open(tmp_path / "db") as database:
+        database.create_collection("c", dims=DIMS, metric="l2").build([Batch(0, vectors=vectors)])
+        expected = [found(database.collection("c"), vector) for vector in vectors[:5]]
+    monkeypatch.setattr("nestvec.engine.keeper.resident_room", lambda: room)
+    with nestvec.open(tmp_path / "db") as database:
+        assert [found(database.collection("c"), vector) for vector in vectors[:5]] == expected
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_without_int8_rows_the_index_is_smaller_and_stays_so(tmp_path: Path, metric: Metric) -> None:
+    vectors = some(2200)
+    with nestvec.open(tmp_path / "db") as database:
+        full = database.create_collection("full", dims=DIMS, metric=metric)
+        lean = database.create_collection("lean", dims=DIMS, metric=metric)
+        full.build([Batch(0, vectors=vectors)])
+        lean.build([Batch(0, vectors=vectors)], rescore=False)
+        per_row = 64 + (4 if metric == "l2" else 0)
+        assert full.info().index_bytes - lean.info().index_bytes == 2200 * per_row
+        assert {stage.rows for stage in full.search(vectors[3]).plan.stages} == {"int8"}
+        for _ in range(2):
+            hits = lean.search(vectors[3])
+            assert {stage.rows for stage in hits.plan.stages} == {"stored"}
+            assert int(hits[0].id) == found(full, vectors[3])[0]
+            with pytest.raises(nestvec.InvalidInput, match="no int8 rows"):
+                lean.search(vectors[3], plan=Plan("soar", 4, (Stage(64, 100, rows="int8"),)))
+            lean.compact(retrain=True)
+        with pytest.raises(nestvec.InvalidInput, match="int8 rows of 64 dims"):
+            full.search(vectors[3], plan=Plan("soar", 4, (Stage(128, 100, rows="int8"),)))
+
+
+def test_a_generation_of_another_release_is_named_and_searched_exactly_until_retrained(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "db" / "collections" / "000001"
+    vectors = some(2200)
+    with nestvec.open(tmp_path / "db") as database:
+        database.create_collection("c", dims=DIMS, metric="dot").build([Batch(0, vectors=vectors)])
+    _age(root / "generations" / "1", root / "catalog.sqlite")
+    with caplog.at_level(logging.WARNING, "nestvec"), nestvec.open(tmp_path / "db") as database:
+        collection = database.collection("c")
+        assert "written by another release" in caplog.text
+        collection.verify()
+        collection.upsert([Record("2200", vectors[7] * 2)])
+        hits = collection.search(vectors[7])
+        assert (hits[0].id, hits.plan.route, hits.generation) == ("2200", "exact", 1)
+        assert collection.info().generation == 1
+        assert collection.seal().rows == 1
+        assert collection.compact(retrain=True).rows == 2201
+        hits = collection.search(vectors[7])
+        assert (hits[0].id, hits.plan.route, hits.generation) == ("2200", "soar", 2)
+
+
+def _age(path: Path, of_catalog: Path) -> None:
+    """Make a published generation one of an earlier format: what stands in its manifest, and in the catalog."""
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["meta"]["facts"]["version"] = 0
+    data = json.dumps(manifest).encode()
+    (path / "manifest.json").write_bytes(data)
+    connection = apsw.Connection(str(of_catalog))
+    connection.execute("UPDATE generation SET manifest_crc=?", (crc32c(data),))
+    connection.close()
 
 
 def test_damaged_segments_and_records_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nestvec
-from nestvec import Batch, Plan, Record, Stage
+from nestvec import Batch, Cut, Plan, Record, Stage
 from nestvec.engine.schema import CollectionConfig, check_id, check_name, check_payload
 from nestvec.errors import InvalidInput, InvalidRecord
 
@@ -58,11 +58,27 @@ def test_dims_end_at_4096(dims: int) -> None:
     CollectionConfig(4096, "l2")
 
 
-def test_plans_and_configurations_survive_json() -> None:
-    plan = Plan("soar", 7, (Stage(64, 100), Stage(128, 20)), "cosine")
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan(),
+        Plan("soar", 7, (Stage(64, 100), Stage(128, 20)), "cosine"),
+        Plan("soar", 7, (Stage(64, 90, 0.5, "int8"), Stage(32, 20, 0, "stored")), probe_margin=0.35),
+        Plan("soar", 7, shortlist=Cut(400, 0.12)),
+        Plan("soar", 7, (Stage(64, 100),), shortlist=Cut(400)),
+    ],
+)
+def test_plans_survive_json_without_infinities(plan: Plan) -> None:
+    text = json.dumps(plan.to_json(), allow_nan=False)
+    assert Plan.from_json(json.loads(text)) == plan
+
+
+def test_configurations_survive_json() -> None:
     config = CollectionConfig(256, "cosine", (64, 256), "float16")
     assert CollectionConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+_STAGE = {"dims": 2, "keep": 5}
 
 
 @pytest.mark.parametrize(
@@ -71,9 +87,20 @@ def test_plans_and_configurations_survive_json() -> None:
         {"route": "warp"},
         {"route": "soar", "probes": 0, "stages": [{"dims": 1, "keep": 1}]},
         {"route": "soar", "probes": 1, "stages": []},
-        {"route": "soar", "probes": 1, "stages": [{"dims": 2, "keep": 5}, {"dims": 2, "keep": 5}]},
-        {"route": "soar", "probes": True, "stages": [{"dims": 2, "keep": 5}]},
+        {"route": "soar", "probes": 1, "stages": [_STAGE, _STAGE]},
+        {"route": "soar", "probes": True, "stages": [_STAGE]},
         {"route": "exact", "nprobe": 3},
+        {"route": "soar", "probes": 1, "stages": [{"dims": 2}]},
+        {"route": "soar", "probes": 1, "stages": [_STAGE | {"keeps": 3}]},
+        {"route": "soar", "probes": 1, "stages": [_STAGE | {"margin": -1}]},
+        {"route": "soar", "probes": 1, "stages": [_STAGE | {"margin": "1"}]},
+        {"route": "soar", "probes": 1, "stages": [_STAGE | {"rows": "float8"}]},
+        {"route": "soar", "probes": 1, "stages": [_STAGE, {"dims": 64, "keep": 4, "rows": "int8"}]},
+        {"route": "soar", "probes": 1, "stages": [_STAGE], "probe_margin": float("nan")},
+        {"route": "soar", "probes": 1, "stages": [_STAGE], "shortlist": {"keep": 4}},
+        {"route": "soar", "probes": 1, "stages": [_STAGE], "shortlist": {"margin": 4}},
+        {"route": "soar", "probes": 1, "stages": [_STAGE], "shortlist": 4},
+        {"route": "soar", "probes": 1, "stages": 5},
     ],
 )
 def test_plans_that_make_no_sense_are_refused(plan: dict[str, object]) -> None:

@@ -81,6 +81,10 @@ class Machine(RuleBasedStateMachine):
         assert [hit.id for hit in hits] == [list(self.model)[i] for i in best]
         assert [hit.payload for hit in hits] == [list(self.model.values())[i][1] for i in best]
         assert [hit.score for hit in hits] == scores[best].tolist()
+        with self.collection.reader() as reader:
+            rows, found = reader.search(query, k=k)
+            assert (rows.tolist(), found.tolist()) == (best.tolist(), scores[best].tolist())
+            assert reader.ids(rows) == [hit.id for hit in hits]
 
     @invariant()
     def everything_is_there(self) -> None:

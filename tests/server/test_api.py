@@ -120,13 +120,23 @@ def test_a_soar_plan_is_followed_and_reported_stage_by_stage(client: TestClient)
         assert client.put("/v1/collections/many/records", json={"records": records}).status_code == 200
     client.post("/v1/collections/many/seal")
     assert client.post("/v1/collections/many/compact", json={"retrain": True}).status_code == 200
-    plan = {"route": "soar", "probes": 2, "stages": [{"dims": 4, "keep": 40}], "stage_metric": "partial"}
+    plan = {
+        "route": "soar",
+        "probes": 2,
+        "probe_margin": 9.5,
+        "shortlist": {"keep": 80, "margin": 7.5},
+        "stages": [
+            {"dims": 64, "keep": 60, "margin": 6.5, "rows": "int8"},
+            {"dims": 4, "keep": 40, "rows": "stored"},
+        ],
+        "stage_metric": "partial",
+    }
     reply = client.post("/v1/collections/many/query", json={"vector": SIDE, "k": 5, "plan": plan}).json()
     assert reply["plan"] == plan
     assert len(reply["hits"]) == 5
     assert reply["generation"] is not None
     assert reply["work"]["partitions"] >= 2
-    assert len(reply["work"]["stages"]) >= 2
+    assert [stage["dims"] for stage in reply["work"]["stages"]][1:] == [64, 4, 8]
 
 
 def test_text_is_encoded_by_the_collections_encoder(client: TestClient) -> None:

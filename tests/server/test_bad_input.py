@@ -34,6 +34,15 @@ def send(client: TestClient, path: str, body: str | bytes, method: str | None = 
     return problem
 
 
+def plan(more: str) -> str:
+    return '{"vector":' + vector() + ',"plan":{"route":"soar","probes":1,' + more + "}}"
+
+
+def stage(**fields: str) -> str:
+    fields = {"dims": "4", "keep": "20", **fields}
+    return plan('"stages":[{' + ",".join(f'"{key}":{value}' for key, value in fields.items()) + "}]")
+
+
 QUERIES = {
     "nan": ('{"vector":' + vector(one="NaN") + "}", 400, None, "NaN"),
     "infinity": ('{"vector":' + vector(one="-Infinity") + "}", 400, None, "Infinity"),
@@ -57,8 +66,18 @@ QUERIES = {
         '[{"dims":8,"keep":20},{"dims":4,"keep":10}]}}',
         422,
         None,
-        "ascending",
+        "ascend",
     ),
+    "negative margin": (stage(margin="-1"), 422, "/plan/stages/0/margin", ">= 0"),
+    "null margin": (stage(margin="null"), 422, "/plan/stages/0/margin", "null"),
+    "margin 1e999": (stage(margin="1e999"), 422, "/plan/stages/0/margin", "range"),
+    "unknown rows": (stage(rows='"float8"'), 422, "/plan/stages/0/rows", "float8"),
+    "int8 dims": (stage(dims="8", rows='"int8"'), 422, None, "multiple of 64"),
+    "keep below k": (stage(keep="9"), 422, None, "at least k=10"),
+    "probe margin": (plan('"probe_margin":"far"'), 422, "/plan/probe_margin", "float"),
+    "shortlist without keep": (plan('"shortlist":{"margin":1}'), 422, "/plan/shortlist", "keep"),
+    "shortlist 0": (plan('"shortlist":{"keep":0}'), 422, "/plan/shortlist/keep", ">= 1"),
+    "shortlist below k": (plan('"shortlist":{"keep":9}'), 422, None, "at least k=10"),
     "k 0": ('{"k":0,"vector":' + vector() + "}", 422, "/k", ">= 1"),
     "k -1": ('{"k":-1,"vector":' + vector() + "}", 422, "/k", ">= 1"),
     "k 1001": ('{"k":1001,"vector":' + vector() + "}", 422, "/k", "<= 1000"),

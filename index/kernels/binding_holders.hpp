@@ -1,0 +1,200 @@
+// Objects that hold the arrays of a search and check them once, so that a query only checks itself.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "binding_checks.hpp"
+#include "pages.hpp"
+#include "search.hpp"
+
+namespace nestvec {
+
+constexpr size_t kMaxRescoreDims = 2048;  // more could overflow the 32-bit sums
+
+inline float finite(double value, const char* name) {
+    check_finite(float(value), name);
+    return float(value);
+}
+
+struct ModelHolder {
+    Model model{};
+    Pages centroids;
+    std::vector<float> transposed;
+    py::array centroid_bias, rescore_scale, centre;
+
+    ModelHolder(bool l2, py::ssize_t dims, const py::array& codes, double scale, py::array bias, const py::array& codebook,
+                py::array rescore, double spread, py::array middle)
+        : centroids(tiled_bytes(codes)), centroid_bias(bias), rescore_scale(rescore), centre(middle) {
+        check(bias, "centroid_bias", 'f', 4, "float32", {-1});
+        check(codebook, "codebook", 'f', 4, "float32", {-1, py::ssize_t(kCentres), -1});
+        check(rescore, "rescore_scale", 'f', 4, "float32", {-1});
+        check(middle, "centre", 'f', 4, "float32", {dims});
+        const size_t partitions = size_t(bias.shape(0)), padded = size_t(codes.shape(1));
+        if (partitions == 0 || padded != (partitions + 15) / 16 * 16)
+            throw py::value_error("centroid_codes must cover " + std::to_string((partitions + 15) / 16 * 16) +
+                                  " centroids (centroid_bias has " + std::to_string(partitions) + "), got " +
+                                  std::to_string(padded));
+        if (size_t(rescore.shape(0)) % 64 != 0 || size_t(rescore.shape(0)) > kMaxRescoreDims)
+            throw py::value_error("rescore_scale must have a multiple of 64 and at most 2048 numbers, got " +
+                                  std::to_string(rescore.shape(0)));
+        model.l2 = l2;
+        model.dims = size_t(dims);
+        model.partitions = partitions;
+        model.groups = size_t(codes.shape(0));
+        model.tiles = (padded + kTile - 1) / kTile;
+        tile(codes);
+        model.centroid_codes = centroids.data();
+        model.centroid_scale = finite(scale, "centroid_scale");
+        model.centroid_bias = data<float>(centroid_bias);
+        model.blocks = size_t(codebook.shape(0));
+        model.width = size_t(codebook.shape(2));
+        transpose(codebook);
+        model.codebook = transposed.data();
+        model.rescore_scale = data<float>(rescore_scale);
+        model.rescore_dims = size_t(rescore.shape(0));
+        model.spread = finite(spread, "spread");
+        model.centre = data<float>(centre);
+    }
+
+    static size_t tiled_bytes(const py::array& codes) {
+        check(codes, "centroid_codes", 'u', 1, "uint8", {-1, -1, 4});
+        return size_t(codes.shape(0)) * ((size_t(codes.shape(1)) + kTile - 1) / kTile * kTile) * 4;
+    }
+
+    // [groups, centroids, 4] -> [tiles, groups, kTile, 4]; what a tile lacks stays 128, which stands for zero.
+    void tile(const py::array& codes) {
+        const size_t padded = size_t(codes.shape(1));
+        std::fill(centroids.data(), centroids.data() + centroids.size(), uint8_t(128));
+        for (size_t g = 0; g < model.groups; ++g)
+            for (size_t l = 0; l < padded; ++l)
+                std::memcpy(centroids.data() + (((l / kTile) * model.groups + g) * kTile + l % kTile) * 4,
+                            data<uint8_t>(codes) + (g * padded + l) * 4, 4);
+    }
+
+    void transpose(const py::array& codebook) {
+        transposed.resize(size_t(codebook.size()));
+        const float* from = data<float>(codebook);
+        for (size_t m = 0; m < model.blocks; ++m)
+            for (size_t c = 0; c < kCentres; ++c)
+                for (size_t j = 0; j < model.width; ++j)
+                    transposed[(m * model.width + j) * kCentres + c] = from[(m * kCentres + c) * model.width + j];
+    }
+};
+
+struct SegmentHolder {
+    Segment segment{};
+    std::vector<py::array> kept;
+    std::optional<py::array> mask;
+    size_t rescore_dims = 0, dims = 0, lists = 0;
+
+    SegmentHolder(py::array codes, py::array offsets, py::array counts, py::array rows, double bias_top, double bias_step,
+                  std::optional<py::array> rescore, std::optional<py::array> rescore_bias, py::array vectors,
+                  py::array seqs, std::optional<py::array> allowed) {
+        check(codes, "codes", 'u', 1, "uint8", {-1, -1, py::ssize_t(kBlock)});
+        const py::ssize_t total = codes.shape(0) * py::ssize_t(kBlock);
+        check(counts, "counts", 'i', 4, "int32", {-1});
+        check(offsets, "offsets", 'i', 8, "int64", {counts.shape(0) + 1});
+        check(rows, "rows", 'u', 4, "uint32", {total});
+        const bool half = is_dtype(vectors, 'f', 2);
+        check(vectors, "vectors", 'f', half ? 2 : 4, "float32 or float16", {-1, -1});
+        const py::ssize_t n = vectors.shape(0);
+        check(seqs, "seqs", 'i', 8, "int64", {n});
+        if (rescore) check(*rescore, "rescore", 'u', 1, "uint8", {n, -1});
+        if (rescore_bias) check(*rescore_bias, "rescore_bias", 'f', 4, "float32", {n});
+        segment.codes = data<uint8_t>(codes);
+        segment.pairs = size_t(codes.shape(1));
+        segment.offsets = data<int64_t>(offsets);
+        segment.counts = data<int32_t>(counts);
+        segment.rows = data<uint32_t>(rows);
+        segment.bias_top = finite(bias_top, "bias_top");
+        segment.bias_step = finite(bias_step, "bias_step");
+        segment.rescore = rescore ? data<uint8_t>(*rescore) : nullptr;
+        segment.rescore_bias = rescore_bias ? data<float>(*rescore_bias) : nullptr;
+        segment.vectors = vectors.data();
+        segment.half = half;
+        segment.seqs = data<int64_t>(seqs);
+        segment.n = size_t(n);
+        rescore_dims = rescore ? size_t(rescore->shape(1)) : 0;
+        dims = size_t(vectors.shape(1));
+        lists = size_t(counts.shape(0));
+        check_lists(total);
+        kept = {codes, offsets, counts, rows, vectors, seqs};
+        for (const auto& one : {rescore, rescore_bias})
+            if (one) kept.push_back(*one);
+        allow(allowed);
+    }
+
+    // The same segment with another mask: what a deletion needs, with nothing checked twice.
+    SegmentHolder with_allowed(std::optional<py::array> allowed) const {
+        SegmentHolder copy = *this;
+        copy.allow(allowed);
+        return copy;
+    }
+
+   private:
+    void allow(const std::optional<py::array>& allowed) {
+        segment.allowed = nullptr;
+        mask = allowed;
+        if (!allowed) return;
+        check(*allowed, "allowed", is_dtype(*allowed, 'b', 1) ? 'b' : 'u', 1, "uint8 or bool", {py::ssize_t(segment.n)});
+        segment.allowed = data<uint8_t>(*allowed);
+    }
+
+    void check_lists(int64_t total) const {
+        for (size_t list = 0; list < lists; ++list) {
+            const int64_t start = segment.offsets[list], end = segment.offsets[list + 1], count = segment.counts[list];
+            if (start < 0 || start % int64_t(kBlock) != 0 || count < 0 || end > total || start > end || count > end - start ||
+                (count + int64_t(kBlock) - 1) / int64_t(kBlock) * int64_t(kBlock) > total - start)
+                throw py::value_error("list " + std::to_string(list) + " is damaged: postings " + std::to_string(start) +
+                                      " to " + std::to_string(end) + ", count " + std::to_string(count) + ", of " +
+                                      std::to_string(total) + " stored (a list must start at a multiple of 128)");
+            for (int64_t i = start; i < start + count; ++i)
+                if (segment.rows[i] >= segment.n)
+                    throw py::index_error("row " + std::to_string(segment.rows[i]) + " of list " + std::to_string(list) +
+                                          " is not one of the " + std::to_string(segment.n) + " rows");
+        }
+    }
+};
+
+struct PlanHolder {
+    Plan plan{};
+
+    PlanHolder(py::ssize_t probes, double probe_margin, py::ssize_t keep, double margin,
+               const std::vector<std::tuple<py::ssize_t, py::ssize_t, double, bool>>& stages, bool cosine) {
+        plan.probes = positive(probes, "probes");
+        plan.probe_margin = checked_margin(probe_margin, "probe_margin");
+        plan.keep = positive(keep, "keep");
+        plan.margin = checked_margin(margin, "margin");
+        plan.cosine = cosine;
+        bool stored = false;
+        size_t before = 0;
+        for (const auto& [dims, kept, cut, int8] : stages) {
+            if (int8 && stored) throw py::value_error("int8 stages come before stored ones");
+            if (!int8 && !stored) before = 0;
+            stored = !int8;
+            const size_t size = positive(dims, "a stage's dims");
+            if (size <= before) throw py::value_error("stage dims must ascend, got " + std::to_string(dims));
+            if (int8 && size % 64 != 0)
+                throw py::value_error("an int8 stage's dims must be a multiple of 64, got " + std::to_string(dims));
+            before = size;
+            plan.stages.push_back(Stage{size, positive(kept, "a stage's keep"), checked_margin(cut, "a stage's margin"), int8});
+        }
+    }
+
+    static size_t positive(py::ssize_t value, const char* name) {
+        if (value < 1) throw py::value_error(std::string(name) + " must be >= 1, got " + std::to_string(value));
+        return size_t(value);
+    }
+
+    static float checked_margin(double value, const char* name) {
+        if (!(value >= 0.0)) throw py::value_error(std::string(name) + " must be >= 0, got " + std::to_string(value));
+        return float(value);
+    }
+};
+
+}  // namespace nestvec

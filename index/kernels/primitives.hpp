@@ -1,0 +1,80 @@
+// The inner loops of a search, one set of functions per instruction set.
+#pragma once
+
+#include "kernels.hpp"
+
+namespace nestvec {
+
+constexpr size_t kTogether = 4;  // queries of a batch that read the centroids together
+constexpr size_t kTile = 128;  // centroids scored together: their codes lie one after another
+
+struct Primitives {
+    // out[q][l] = sum over g, t of codes[tile][g][l in tile][t] * queries[q][4g + t]: `tiles` tiles of kTile centroids,
+    // 1..kTogether queries of 4 * groups bytes each, one after another; out is [count, tiles * kTile].
+    void (*centroid_dots)(const uint8_t* codes, size_t tiles, size_t groups, const int8_t* queries, size_t count,
+                          int32_t* out);
+
+    // The deficits (saturating sums of table entries) of every posting of `blocks` blocks. While block b is summed, the
+    // block at ahead[b] is fetched: hardware prefetchers stop at every page, and cannot guess the next list.
+    void (*sum_blocks)(const uint8_t* codes, size_t blocks, size_t pairs, const uint8_t* table,
+                     const uint8_t* const* ahead, uint8_t* out);
+
+    // Positions and deficits of the postings of `blocks` blocks whose deficit is at most `limit`; how many.
+    size_t (*within)(const uint8_t* codes, size_t blocks, size_t pairs, const uint8_t* table,
+                     const uint8_t* const* ahead, uint8_t limit, uint32_t* positions, uint8_t* deficits);
+
+    // sum of row[j] * (64 * high[j] + low[j]) over n bytes, n a multiple of 64.
+    int32_t (*row_dot)(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n);
+
+    // Tables of one query: products [16] of each block, their greatest and least.
+    void (*products)(const float* query, const float* transposed, size_t blocks, size_t width, float factor,
+                     float* out, float* greatest, float* least);
+
+    // entries[i] = min(255, rint((greatest[i / 16] - products[i]) * inverse)).
+    void (*entries)(const float* products, const float* greatest, size_t blocks, float inverse, uint8_t* out);
+
+    // The greatest |x[j]|.
+    float (*peak)(const float* x, size_t n);
+
+    // out[j] = rint(x[j] / step), which must fit; the sum of them.
+    int32_t (*quantise)(const float* x, size_t n, float step, int8_t* out);
+
+    // rint(x[j] / step) = 64 * high[j] + low[j], low in -32..31.
+    void (*split)(const float* x, size_t n, float step, int8_t* high, int8_t* low);
+
+    // out[l] = (dots[l] - shift) * scale, or twice that + bias[l]; the greatest.
+    float (*list_scores)(const int32_t* dots, size_t n, int32_t shift, float scale, const float* bias, float* out);
+
+    // The numbers l, ascending, with scores[l] >= least; how many.
+    size_t (*at_least)(const float* scores, size_t n, float least, uint32_t* numbers);
+
+    // lanes[j % kLanes] += (a[j] - b[j])^2 in float64, j ascending.
+    void (*squares)(const float* a, const float* b, size_t n, double* lanes);
+};
+
+const Primitives& portable();
+const Primitives& primitives(Isa isa);
+
+const Primitives& avx2();
+const Primitives& avx512();
+
+// Lanes are the 16 centres; the compiler vectorises the inner loops for the instruction set that the caller names.
+NESTVEC_INLINE void products_loop(const float* query, const float* transposed, size_t blocks, size_t width,
+                                  float factor, float* out, float* greatest, float* least) {
+    for (size_t m = 0; m < blocks; ++m, out += kCentres) {
+        float sums[kCentres] = {};
+        for (size_t j = 0; j < width; ++j, transposed += kCentres)
+            for (size_t c = 0; c < kCentres; ++c) sums[c] += query[m * width + j] * transposed[c];
+        float most = sums[0] * factor, fewest = most;
+        for (size_t c = 0; c < kCentres; ++c) {
+            out[c] = sums[c] * factor;
+            most = out[c] > most ? out[c] : most;
+            fewest = out[c] < fewest ? out[c] : fewest;
+        }
+        greatest[m] = most;
+        least[m] = fewest;
+    }
+}
+
+
+}  // namespace nestvec

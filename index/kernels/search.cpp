@@ -1,0 +1,272 @@
+// Route and scan: which lists a query visits, and which rows their codes hand on.
+
+#include "query.hpp"
+
+#include <chrono>
+#include <cmath>
+#include <limits>
+
+namespace nestvec {
+
+namespace {
+
+constexpr float kDeficitAtMiddle = 160.0f;  // where the middle of all tables together lies on the scale of 255
+constexpr size_t kBlocksAhead = 2;          // of codes, fetched while another is summed
+
+using Clock = std::chrono::steady_clock;
+
+class Stopwatch {
+   public:
+    explicit Stopwatch(double* micros) : micros_(micros) {
+        if (micros_) started_ = Clock::now();
+    }
+    void lap() {
+        if (!micros_) return;
+        const auto now = Clock::now();
+        *micros_++ = std::chrono::duration<double, std::micro>(now - started_).count();
+        started_ = now;
+    }
+
+   private:
+    double* micros_;
+    Clock::time_point started_;
+};
+
+}  // namespace
+
+Searcher::Searcher(const Model& model, std::vector<Segment> segments, Isa isa)
+    : model_(model), segments_(std::move(segments)), isa_(isa), primitives_(primitives(isa)) {
+    bias_top_ = segments_.empty() ? 0.0f : segments_[0].bias_top;
+    bias_step_ = 0.0f;
+    for (const Segment& segment : segments_) {
+        bias_top_ = std::max(bias_top_, segment.bias_top);
+        bias_step_ = std::max(bias_step_, segment.bias_step);
+    }
+    biased_ = model_.l2;
+}
+
+// ---- route ------------------------------------------------------------------------------------------------------
+
+bool Searcher::route(const float* vectors, size_t count, const Plan& plan, Scratch& s, Route* routes) const {
+    const size_t covered = model_.covered(), padded = 4 * model_.groups, width = model_.tiles * kTile;
+    int8_t* query8 = sized(s.query8, count * padded);
+    float scales[kTogether];
+    int32_t shifts[kTogether];
+    for (size_t q = 0; q < count; ++q, query8 += padded) {
+        const float* vector = vectors + q * model_.dims;
+        double lanes[kLanes] = {};
+        primitives_.squares(vector, model_.centre, model_.dims, lanes);
+        routes[q].unit = float(std::sqrt(add_pairwise(lanes)) * model_.spread);
+        if (!std::isfinite(routes[q].unit)) return false;
+        const float most = primitives_.peak(vector, covered), step = most > 0.0f ? most / 127.0f : 1.0f;
+        shifts[q] = 128 * primitives_.quantise(vector, covered, step, query8);
+        scales[q] = model_.centroid_scale * step;
+        std::fill(query8 + covered, query8 + padded, int8_t(0));
+    }
+    int32_t* dots = sized(s.dots, count * width);
+    primitives_.centroid_dots(model_.centroid_codes, model_.tiles, model_.groups, s.query8.data(), count, dots);
+    float* scores = sized(s.scores, width);
+    for (size_t q = 0; q < count; ++q) {
+        routes[q].best = primitives_.list_scores(dots + q * width, model_.partitions, shifts[q], scales[q],
+                                                 model_.l2 ? model_.centroid_bias : nullptr, scores);
+        choose_lists(scores, plan, s, routes[q]);
+    }
+    return true;
+}
+
+// Appends the keys of the lists to visit, best first, to s.lists.
+void Searcher::choose_lists(const float* scores, const Plan& plan, Scratch& s, Route& route) const {
+    const float least = std::isinf(plan.probe_margin) ? -std::numeric_limits<float>::infinity()
+                                                      : route.best - plan.probe_margin * route.unit;
+    uint32_t* numbers = sized(s.positions, model_.partitions);
+    const size_t found = primitives_.at_least(scores, model_.partitions, least, numbers);
+    route.start = s.lists.size();
+    route.lists = std::min(plan.probes, found);
+    s.lists.resize(route.start + found);
+    uint64_t* keys = s.lists.data() + route.start;
+    for (size_t i = 0; i < found; ++i) keys[i] = make_key(scores[numbers[i]], numbers[i]);
+    if (route.lists < found) std::nth_element(keys, keys + route.lists, keys + found);
+    std::sort(keys, keys + route.lists);
+    s.lists.resize(route.start + route.lists);
+}
+
+void Searcher::make_tables(Query& query) const {
+    Scratch& s = query.s;
+    const size_t blocks = model_.blocks, coded = blocks * model_.width, entries = blocks * kCentres;
+    const float* vector = query.vector;
+    if (coded > model_.dims) {  // the last block reaches past the end
+        float* padded = sized(s.weights, coded);
+        std::copy(vector, vector + model_.dims, padded);
+        std::fill(padded + model_.dims, padded + coded, 0.0f);
+        vector = padded;
+    }
+    float *products = sized(s.products, entries), *greatest = sized(s.greatest, blocks), *least = sized(s.least, blocks);
+    primitives_.products(vector, model_.codebook, blocks, model_.width, model_.l2 ? 2.0f : 1.0f, products, greatest, least);
+    float range = 0.0f;
+    for (size_t m = 0; m < blocks; ++m) range += greatest[m] - least[m];
+    float scale = (0.5f * range + 127.5f * bias_step_) / kDeficitAtMiddle;
+    if (!(scale > 0.0f)) scale = 1.0f;
+    query.inverse = 1.0f / scale;
+    const size_t even = blocks + blocks % 2;
+    uint8_t* table = sized(s.tables, (even + 2) * kCentres);
+    primitives_.entries(products, greatest, blocks, query.inverse, table);
+    std::fill(table + entries, table + even * kCentres, uint8_t(0));
+}
+
+// ---- scan -------------------------------------------------------------------------------------------------------
+
+void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
+    Scratch& s = query.s;
+    const uint32_t list = uint32_t(key);
+    const Segment& segment = segments_[number];
+    const size_t start = size_t(segment.offsets[list]), count = size_t(segment.counts[list]);
+    if (count == 0) return;
+    query.codes += int64_t(count);
+    const float behind = ((query.route.best + bias_top_) - (key_score(key) + segment.bias_top)) * query.inverse;
+    const uint32_t offset = uint32_t(std::nearbyintf(std::min(std::max(behind, 0.0f), float(kMaxOffset))));
+    Candidates& candidates = s.candidates;
+    const size_t blocks = (count + kBlock - 1) / kBlock;
+    const uint8_t* codes = segment.codes + start * segment.pairs;
+    const uint8_t* const* ahead = s.blocks.data() + query.block;
+    query.block += blocks;
+    uint32_t* positions = sized(s.positions, blocks * kBlock);
+    uint8_t* deficits = sized(s.deficits, blocks * kBlock);
+    size_t found = 0;
+    const uint32_t* rows = segment.rows + start;
+    if (candidates.enough()) {
+        const uint32_t limit = candidates.limit();
+        if (limit < offset) return;
+        found = primitives_.within(codes, blocks, segment.pairs, s.tables.data(), ahead,
+                                   uint8_t(std::min<uint32_t>(limit - offset, 255)), positions, deficits);
+    } else {  // nothing to compare with yet: sum first, and let the list's own k-th least decide
+        primitives_.sum_blocks(codes, blocks, segment.pairs, s.tables.data(), ahead, deficits);
+        uint32_t counts[256] = {};
+        size_t usable = 0;
+        for (size_t j = 0; j < count; ++j) {
+            const bool allowed = !segment.allowed || segment.allowed[rows[j]];
+            counts[deficits[j]] += allowed;
+            usable += allowed;
+        }
+        uint32_t limit = 255;
+        if (usable >= query.k) {
+            limit = 0;
+            for (size_t sum = counts[0]; sum < query.k;) sum += counts[++limit];
+            limit = uint32_t(std::min<uint64_t>(uint64_t(limit) + candidates.margin(), 255));
+        }
+        for (size_t j = 0; j < count; ++j)
+            if (deficits[j] <= limit) {
+                positions[found] = uint32_t(j);
+                deficits[found++] = deficits[j];
+            }
+    }
+    for (size_t i = 0; i < found; ++i) NESTVEC_PREFETCH(rows + positions[i]);
+    const uint64_t high = uint64_t(number) << 32;
+    for (size_t i = 0; i < found; ++i) {
+        if (positions[i] >= count) break;  // padding follows the last posting
+        const uint32_t row = rows[positions[i]], deficit = offset + deficits[i];
+        if (deficit > candidates.limit() || (segment.allowed && !segment.allowed[row])) continue;
+        candidates.add(high | row, deficit);
+    }
+}
+
+// The addresses of all blocks to come, in order, shifted by kBlocksAhead: what to fetch while each is summed.
+void Searcher::schedule(Query& query) const {
+    Scratch& s = query.s;
+    s.blocks.clear();
+    for (size_t i = 0; i < query.route.lists; ++i)
+        for (const Segment& segment : segments_) {
+            const uint32_t list = uint32_t(query.lists[i]);
+            const size_t blocks = (size_t(segment.counts[list]) + kBlock - 1) / kBlock, bytes = kBlock * segment.pairs;
+            const uint8_t* codes = segment.codes + size_t(segment.offsets[list]) * segment.pairs;
+            for (size_t b = 0; b < blocks; ++b) s.blocks.push_back(codes + b * bytes);
+        }
+    if (s.blocks.empty()) return;
+    for (size_t b = 0; b < std::min(kBlocksAhead, s.blocks.size()); ++b)
+        for (size_t byte = 0; byte < kBlock * segments_[0].pairs; byte += 64) NESTVEC_PREFETCH(s.blocks[b] + byte);
+    s.blocks.erase(s.blocks.begin(), s.blocks.begin() + std::ptrdiff_t(std::min(kBlocksAhead, s.blocks.size() - 1)));
+    s.blocks.insert(s.blocks.end(), kBlocksAhead, s.blocks.back());
+}
+
+void Searcher::scan(Query& query) const {
+    Scratch& s = query.s;
+    const float margin = std::isinf(query.plan.margin)
+                             ? float(1 << 20)
+                             : std::min(std::floor(query.plan.margin * query.route.unit * query.inverse), float(1 << 20));
+    const size_t keep = std::max(query.plan.keep, query.k);
+    s.candidates.start(query.k, keep, uint32_t(margin));
+    for (size_t i = 0; i < query.route.lists; ++i) {
+        for (size_t number = 0; number < segments_.size(); ++number) {
+            if (biased_) {
+                const size_t at = (model_.blocks + model_.blocks % 2) * kCentres;
+                const float step = segments_[number].bias_step;
+                for (int v = 0; v < 16; ++v) {
+                    s.tables[at + size_t(v)] = uint8_t(std::min(255.0f, std::nearbyintf(float(v) * step * query.inverse)));
+                    s.tables[at + 16 + size_t(v)] =
+                        uint8_t(std::min(255.0f, std::nearbyintf(float(16 * v) * step * query.inverse)));
+                }
+            }
+            scan_list(query, query.lists[i], number);
+        }
+    }
+    s.candidates.cut(keep, s.keys, s.order);
+    query.rows = s.keys.size();
+}
+
+// ---- all of it --------------------------------------------------------------------------------------------------
+
+bool Searcher::search(const float* vector, size_t k, const Plan& plan, Scratch& s, Counters counters) const {
+    Stopwatch watch(counters.micros);
+    s.hits.clear();
+    s.lists.clear();
+    Route route;
+    if (!this->route(vector, 1, plan, s, &route)) return false;
+    watch.lap();
+    answer(vector, k, plan, route, s.lists.data(), s, Counters{counters.counts, counters.micros ? counters.micros + 1 : nullptr});
+    return true;
+}
+
+void Searcher::answer(const float* vector, size_t k, const Plan& plan, const Route& route, const uint64_t* lists,
+                      Scratch& s, Counters counters) const {
+    Stopwatch watch(counters.micros);
+    s.hits.clear();
+    Query query{vector, k, plan, s, route, lists};
+    schedule(query);
+    make_tables(query);
+    scan(query);
+    watch.lap();
+    int64_t* counts = counters.counts;
+    if (counts) {
+        *counts++ = int64_t(route.lists);
+        *counts++ = query.codes;
+        *counts++ = int64_t(query.rows);
+    }
+    size_t int8_from = 0, stored_from = 0;
+    bool stored = false;
+    const auto start_stored = [&] {
+        stored = true;
+        std::sort(s.keys.begin(), s.keys.begin() + query.rows);  // by segment, and along memory
+        double* query64 = sized(s.query64, model_.dims);
+        std::copy(vector, vector + model_.dims, query64);
+        std::fill_n(sized(s.totals, query.rows), query.rows, 0.0);
+        std::fill_n(sized(s.squares, query.rows), query.rows, 0.0);
+    };
+    for (const Stage& stage : plan.stages) {
+        if (stage.int8) {
+            if (int8_from == 0) weigh(query);
+            int8_stage(query, stage, int8_from);
+            int8_from = stage.dims;
+        } else {
+            if (!stored) start_stored();
+            stored_stage(query, stage, stored_from);
+            stored_from = stage.dims;
+        }
+        if (counts) *counts++ = int64_t(query.rows);
+        watch.lap();
+    }
+    if (!stored) start_stored();
+    finish(query, stored_from);
+    if (counts) *counts = int64_t(s.hits.size());
+    watch.lap();
+}
+
+}  // namespace nestvec

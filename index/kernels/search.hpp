@@ -1,0 +1,127 @@
+// One search of posting lists: route, scan, int8 stages, stored stages. reference_search.py says what each step means.
+#pragma once
+
+#include "candidates.hpp"
+#include "kernels.hpp"
+#include "primitives.hpp"
+
+namespace nestvec {
+
+struct Model {
+    bool l2;
+    size_t dims, partitions, tiles, groups;  // groups of 4 dims that the centroids cover
+    const uint8_t* centroid_codes;           // [tiles, groups, kTile, 4]
+    float centroid_scale;
+    const float* centroid_bias;  // [partitions]
+    const float* codebook;       // [blocks, width, kCentres]: transposed
+    size_t blocks, width;
+    const float* rescore_scale;  // [rescore_dims]
+    size_t rescore_dims;
+    double spread;
+    const float* centre;  // [dims]
+
+    size_t covered() const { return std::min(dims, 4 * groups); }  // dims that the centroids see
+};
+
+struct Segment {
+    const uint8_t* codes;  // [blocks, pairs, kBlock]
+    size_t pairs;
+    const int64_t* offsets;
+    const int32_t* counts;
+    const uint32_t* rows;
+    float bias_top, bias_step;
+    const uint8_t* rescore;     // [n, rescore_dims], or null
+    const float* rescore_bias;  // [n], "l2" only
+    const void* vectors;        // [n, dims] of float or Half
+    bool half;
+    const int64_t* seqs;
+    const uint8_t* allowed;  // [n], or null
+    size_t n;
+};
+
+struct Stage {
+    size_t dims, keep;
+    float margin;
+    bool int8;
+};
+
+struct Plan {
+    size_t probes;
+    float probe_margin;
+    size_t keep;
+    float margin;
+    std::vector<Stage> stages;
+    bool cosine;
+};
+
+// Where a query goes: its score unit, and its lists, whose keys are at `start` of the buffer that they were appended to.
+struct Route {
+    float unit, best;
+    size_t start, lists;
+};
+
+struct Hit {
+    float score;
+    int64_t seq;
+};
+
+// Buffers of one thread; they grow to what its queries need and stay.
+struct Scratch {
+    std::vector<int8_t> query8, high, low;
+    std::vector<int32_t> dots, sums;
+    std::vector<float> scores, products, greatest, least, weights, row_scores, sorted;
+    std::vector<uint64_t> lists, keys, order;
+    std::vector<uint8_t> tables, deficits;
+    std::vector<uint32_t> positions;
+    std::vector<const uint8_t*> blocks;
+    std::vector<double> query64, totals, squares, prefix64;
+    std::vector<int64_t> rows, band_rows;
+    std::vector<Hit> hits;
+    Candidates candidates;
+};
+
+// What a search did, where somebody asked.
+struct Counters {
+    int64_t* counts = nullptr;  // lists, codes, shortlist, rows after each stage, hits
+    double* micros = nullptr;   // route, scan, each stage, final
+};
+
+class Searcher {
+   public:
+    Searcher(const Model& model, std::vector<Segment> segments, Isa isa);
+
+    // The hits, best first, are in scratch.hits. Returns false where the query is not finite.
+    bool search(const float* query, size_t k, const Plan& plan, Scratch& scratch, Counters counters) const;
+
+    // The two halves of a search, for batches. `route` takes 1..kTogether queries, one after another, and appends the
+    // lists to visit to scratch.lists; `answer` takes them from wherever the caller put them.
+    bool route(const float* queries, size_t count, const Plan& plan, Scratch& scratch, Route* routes) const;
+    void answer(const float* query, size_t k, const Plan& plan, const Route& route, const uint64_t* lists,
+                Scratch& scratch, Counters counters) const;
+
+    const Model& model() const { return model_; }
+    const std::vector<Segment>& segments() const { return segments_; }
+
+   private:
+    struct Query;
+
+    void choose_lists(const float* scores, const Plan& plan, Scratch& scratch, Route& route) const;
+    void schedule(Query& query) const;
+    void make_tables(Query& query) const;
+    void weigh(Query& query) const;
+    void scan(Query& query) const;
+    void scan_list(Query& query, uint64_t key, size_t number) const;
+    void int8_stage(Query& query, const Stage& stage, size_t from) const;
+    void stored_stage(Query& query, const Stage& stage, size_t from) const;
+    void finish(Query& query, size_t from) const;
+    void add_band(Query& query, size_t from, size_t to, bool norms) const;
+
+    Model model_;
+    std::vector<Segment> segments_;
+    Isa isa_;
+    const Primitives& primitives_;
+    float bias_top_, bias_step_;  // the greatest of all segments
+    bool biased_;                 // a pair of l2 bias follows the codes
+};
+
+}  // namespace nestvec

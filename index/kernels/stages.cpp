@@ -1,0 +1,137 @@
+// The stages: int8 prefixes, stored prefixes, and the exact end.
+
+#include <cmath>
+#include <functional>
+
+#include "query.hpp"
+
+namespace nestvec {
+
+namespace {
+
+constexpr float kWeightSteps = 8000.0f;  // 64 * 125: high parts stay within a signed byte
+constexpr size_t kRowsAhead = 8;         // int8 rows fetched ahead
+
+// Keep the best `keep` of the scored keys, and of those what is within `margin` of the k-th best; scores and keys of
+// the kept move to the front, and `others` with them. Returns how many.
+template <class Move>
+size_t cut(const float* scores, const uint64_t* keys, size_t n, size_t k, size_t keep, float margin,
+           std::vector<float>& sorted, std::vector<uint64_t>& order, const Move& move) {
+    if (n == 0) return 0;
+    float* copy = sized(sorted, n);
+    std::copy(scores, scores + n, copy);
+    const size_t kth = std::min(k, n) - 1;
+    std::nth_element(copy, copy + kth, copy + n, std::greater<float>());
+    const float least = copy[kth] - margin;
+    order.clear();
+    for (size_t i = 0; i < n; ++i)
+        if (scores[i] >= least) order.push_back(i);
+    if (order.size() > keep) {
+        const auto better = [&](uint64_t a, uint64_t b) {
+            return scores[a] != scores[b] ? scores[a] > scores[b] : keys[a] < keys[b];
+        };
+        std::nth_element(order.begin(), order.begin() + (keep - 1), order.end(), better);
+        order.resize(keep);
+        std::sort(order.begin(), order.end());  // ascending, so that moving to the front overwrites nothing
+    }
+    for (size_t i = 0; i < order.size(); ++i) move(i, size_t(order[i]));
+    return order.size();
+}
+
+}  // namespace
+
+// The query's weights for int8 rows, in two signed bytes each.
+void Searcher::weigh(Query& query) const {
+    Scratch& s = query.s;
+    const size_t width = model_.rescore_dims, present = std::min(width, model_.dims);
+    float* weights = sized(s.weights, width);
+    for (size_t j = 0; j < present; ++j) weights[j] = query.vector[j] * model_.rescore_scale[j];
+    std::fill(weights + present, weights + width, 0.0f);
+    const float most = primitives_.peak(weights, width);
+    query.factor8 = most > 0.0f ? most / kWeightSteps : 1.0f;
+    primitives_.split(weights, width, query.factor8, sized(s.high, width), sized(s.low, width));
+}
+
+void Searcher::int8_stage(Query& query, const Stage& stage, size_t from) const {
+    Scratch& s = query.s;
+    const size_t width = stage.dims - from, stride = model_.rescore_dims;
+    const int8_t *high = s.high.data() + from, *low = s.low.data() + from;
+    int32_t shift = 0;
+    for (size_t j = 0; j < width; ++j) shift += 64 * high[j] + low[j];
+    shift *= 128;
+    int32_t* sums = sized(s.sums, query.rows);
+    float* scores = sized(s.row_scores, query.rows);
+    if (from == 0) std::fill(sums, sums + query.rows, 0);
+    const auto row_at = [&](size_t i) {
+        const uint64_t key = s.keys[i];
+        return segments_[size_t(key >> 32)].rescore + size_t(uint32_t(key)) * stride + from;
+    };
+    const size_t first = std::min(kRowsAhead, query.rows);
+    for (size_t i = 0; i < first; ++i)
+        for (size_t byte = 0; byte < width; byte += 64) NESTVEC_PREFETCH(row_at(i) + byte);
+    for (size_t i = 0; i < query.rows; ++i) {
+        if (i + kRowsAhead < query.rows) {
+            const uint8_t* next = row_at(i + kRowsAhead);
+            for (size_t byte = 0; byte < width; byte += 64) NESTVEC_PREFETCH(next + byte);
+        }
+        sums[i] += primitives_.row_dot(row_at(i), high, low, width) - shift;
+        scores[i] = float(sums[i]) * query.factor8;
+        if (model_.l2)
+            scores[i] = 2.0f * scores[i] + segments_[size_t(s.keys[i] >> 32)].rescore_bias[uint32_t(s.keys[i])];
+    }
+    const float margin = std::isinf(stage.margin) ? stage.margin : stage.margin * query.route.unit;
+    query.rows = cut(scores, s.keys.data(), query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
+                     [&](size_t to, size_t at) {
+                         s.keys[to] = s.keys[at];
+                         sums[to] = sums[at];
+                     });
+}
+
+// Adds dims from..to-1 of the stored vectors to the running totals of the rows alive.
+void Searcher::add_band(Query& query, size_t from, size_t to, bool norms) const {
+    Scratch& s = query.s;
+    int64_t* rows = sized(s.rows, query.rows);
+    for (size_t i = 0; i < query.rows; ++i) rows[i] = int64_t(uint32_t(s.keys[i]));
+    for (size_t start = 0, end = 0; start < query.rows; start = end) {
+        const size_t number = size_t(s.keys[start] >> 32);
+        while (end < query.rows && size_t(s.keys[end] >> 32) == number) ++end;
+        const Segment& segment = segments_[number];
+        band_scores(BandTask{s.query64.data() + from, segment.vectors, segment.half, model_.dims, rows + start,
+                             end - start, from, to, model_.l2, s.totals.data() + start,
+                             norms ? s.squares.data() + start : nullptr},
+                    isa_);
+    }
+}
+
+void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const {
+    Scratch& s = query.s;
+    add_band(query, from, stage.dims, query.plan.cosine);
+    float* scores = sized(s.row_scores, query.rows);
+    for (size_t i = 0; i < query.rows; ++i) {
+        const double square = query.plan.cosine ? s.squares[i] : 0.0;
+        scores[i] = query.plan.cosine ? float(s.totals[i] / std::sqrt(square > 0.0 ? square : 1.0)) : float(s.totals[i]);
+    }
+    const float margin = std::isinf(stage.margin) ? stage.margin : stage.margin * query.route.unit;
+    query.rows = cut(scores, s.keys.data(), query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
+                     [&](size_t to, size_t at) {
+                         s.keys[to] = s.keys[at];
+                         s.totals[to] = s.totals[at];
+                         s.squares[to] = s.squares[at];
+                     });
+}
+
+void Searcher::finish(Query& query, size_t from) const {
+    Scratch& s = query.s;
+    if (from < model_.dims) add_band(query, from, model_.dims, false);
+    s.hits.clear();
+    for (size_t i = 0; i < query.rows; ++i) {
+        const Segment& segment = segments_[size_t(s.keys[i] >> 32)];
+        s.hits.push_back(Hit{float(s.totals[i]), segment.seqs[uint32_t(s.keys[i])]});
+    }
+    const auto better = [](const Hit& a, const Hit& b) { return a.score != b.score ? a.score > b.score : a.seq < b.seq; };
+    const size_t kept = std::min(query.k, s.hits.size());
+    std::partial_sort(s.hits.begin(), s.hits.begin() + kept, s.hits.end(), better);
+    s.hits.resize(kept);
+}
+
+}  // namespace nestvec

@@ -1,0 +1,210 @@
+"""One contract for every route: told to look at everything, it gives what an exact scan of all rows gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from nestvec.index.funnel import Cut, FunnelPlan, Stage
+from nestvec.index.metric import Metric
+from nestvec.index.rescore import RescoreRows, rescore_rows
+from nestvec.index.scan import exact_search
+from nestvec.index.soar.assign import assign
+from nestvec.index.soar.search import SearchPart, SoarIndex, SoarSearcher
+from nestvec.index.soar.store import model_arrays, model_from, postings_arrays, postings_from
+from nestvec.index.soar.train import SoarConfig, SoarModel, train
+
+N, DIMS = 1500, 32
+PARTS = (700, 0, 799, 1)  # rows of each segment
+ORDER = (2, 0, 3, 1)  # of the segments: sequence numbers do not ascend with the segment
+EVERYTHING = 10**6
+CONFIG = SoarConfig(
+    partitions=12, partition_dims=16, code_dims=11, dims_per_block=3, rescore_dims=64, iterations=4, seed=7
+)
+ALL = FunnelPlan(EVERYTHING)
+STORED = (Stage(8, N), Stage(20, N), Stage(DIMS, N))
+NARROW = FunnelPlan(4, 0.5, Cut(60, 0.4), (Stage(8, 30, 0.3), Stage(20, 12)))
+
+Answer = tuple[np.ndarray, np.ndarray]
+Search = Callable[[np.ndarray, int, FunnelPlan], Answer]
+
+
+def nested_vectors(n: int, dims: int, seed: int) -> np.ndarray:
+    """Unit vectors in clusters, energy decaying with the dim, a third of them exact duplicates."""
+    rng = np.random.default_rng(seed)
+    decay = 1.0 / np.sqrt(1.0 + np.arange(dims))
+    centres = rng.standard_normal((20, dims)) * decay
+    vectors = centres[rng.integers(20, size=n)] + 0.5 * rng.standard_normal((n, dims)) * decay
+    vectors[n - n // 3 :] = vectors[rng.integers(n // 3, size=n // 3)]
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Vectors in the order of their sequence numbers, and a route over segments of them.
+
+    open: makes a search over segments, with a mask by sequence number or None; `reload` sends all through a store.
+    int8: whether the route has int8 stages.
+    """
+
+    vectors: np.ndarray
+    queries: np.ndarray
+    metric: Metric
+    open: Callable[[np.ndarray | None, bool], Search]
+    int8: bool
+
+
+def segments(vectors: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(vectors, sequence numbers) of each segment, in the order of the segments."""
+    bounds = np.cumsum((0, *PARTS))
+    spans = [np.arange(bounds[i], bounds[i + 1]) for i in ORDER]
+    return [(np.ascontiguousarray(vectors[span]), span) for span in spans]
+
+
+def exact_route(vectors: np.ndarray, metric: Metric) -> Callable[[np.ndarray | None, bool], Search]:
+    def open_route(allowed: np.ndarray | None, reload: bool) -> Search:
+        def search(query: np.ndarray, k: int, plan: FunnelPlan) -> Answer:
+            found = []
+            for rows, seqs in segments(vectors):
+                mask = None if allowed is None else allowed[seqs]
+                best, scores = exact_search(rows, query, k, metric=metric, allowed=mask)
+                found.append((seqs[best], scores))
+            every, score = (np.concatenate(each) for each in zip(*found, strict=True))
+            order = np.lexsort((every, -score))[:k]
+            return every[order], score[order]
+
+        return search
+
+    return open_route
+
+
+def soar_route(vectors: np.ndarray, metric: Metric, config: SoarConfig) -> Callable[[np.ndarray | None, bool], Search]:
+    model = train(vectors, config, metric)
+    indexes = [index_of(model, rows) for rows, _ in segments(vectors)]
+
+    def open_route(allowed: np.ndarray | None, reload: bool) -> Search:
+        used = reloaded(indexes) if reload else indexes
+        parts = [
+            SearchPart(index, rows, seqs, None if allowed is None else allowed[seqs])
+            for index, (rows, seqs) in zip(used, segments(vectors), strict=True)
+        ]
+        return SoarSearcher(parts).search
+
+    return open_route
+
+
+def index_of(model: SoarModel, rows: np.ndarray) -> SoarIndex:
+    return SoarIndex(model, assign(model, rows), rescore_rows(model, rows) if model.config.rescore_dims else None)
+
+
+def reloaded(indexes: list[SoarIndex]) -> list[SoarIndex]:
+    model = model_from(*model_arrays(indexes[0].model))
+    return [
+        SoarIndex(
+            model,
+            postings_from(*postings_arrays(index.postings)),
+            RescoreRows(index.rescore.codes, index.rescore.bias) if index.rescore else None,
+        )
+        for index in indexes
+    ]
+
+
+ROUTES = {
+    "soar": CONFIG,
+    "soar plain": replace(CONFIG, spill_share=0.0, anisotropy=1.0, rescore_dims=0),
+    "soar spilled": replace(CONFIG, spill_share=1.0, dims_per_block=2),
+}
+
+
+@pytest.fixture(scope="module", params=["float32", "float16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["dot", "l2"])
+def metric(request: pytest.FixtureRequest) -> Metric:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["exact", *ROUTES])
+def case(request: pytest.FixtureRequest, metric: Metric, dtype: str) -> Case:
+    vectors = nested_vectors(N, DIMS, 1).astype(dtype)
+    if metric == "l2":
+        vectors = (vectors * (0.5 + np.abs(vectors[:, :1]))).astype(dtype)  # several norms; duplicates stay duplicates
+    queries = np.concatenate((vectors[:3].astype(np.float32), nested_vectors(3, DIMS, 2)))
+    if request.param == "exact":
+        return Case(vectors, queries, metric, exact_route(vectors, metric), False)
+    config = ROUTES[request.param]
+    return Case(vectors, queries, metric, soar_route(vectors, metric, config), config.rescore_dims > 0)
+
+
+def assert_same(found: Answer, wanted: Answer) -> None:
+    np.testing.assert_array_equal(found[0], wanted[0])
+    np.testing.assert_array_equal(found[1], wanted[1])
+
+
+def plans_that_cut_nothing(case: Case) -> list[FunnelPlan]:
+    plans = [ALL, replace(ALL, stages=STORED)]
+    if case.int8:
+        coded = (Stage(64, N, rows="int8"),)
+        plans += [replace(ALL, stages=coded), replace(ALL, stages=coded + STORED)]
+    if case.metric == "dot":
+        plans.append(replace(ALL, stages=STORED, stage_metric="cosine"))
+    return plans
+
+
+def test_looking_at_everything_equals_the_exact_scan_ties_included(case: Case) -> None:
+    search, tied = case.open(None, False), 0
+    for query in case.queries:
+        for k in (1, 10, N, N + 5):
+            wanted = exact_search(case.vectors, query, k, metric=case.metric)
+            assert_same(search(query, k, ALL), wanted)
+            tied += int((wanted[1][1:] == wanted[1][:-1]).sum())
+    assert tied > 100
+
+
+def test_stages_that_cut_nothing_change_nothing(case: Case) -> None:
+    search = case.open(None, False)
+    for plan in plans_that_cut_nothing(case):
+        for query in case.queries:
+            assert_same(search(query, 25, plan), exact_search(case.vectors, query, 25, metric=case.metric))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.5])
+def test_masked_rows_never_return_and_allowed_rows_always_fill_k(case: Case, share: float) -> None:
+    allowed = np.random.default_rng(3).random(N) < share
+    search = case.open(allowed, False)
+    for query in case.queries:
+        wanted = exact_search(case.vectors, query, 10, metric=case.metric, allowed=allowed)
+        for plan in plans_that_cut_nothing(case):
+            assert_same(search(query, 10, plan), wanted)
+        for plan in (replace(ALL, stages=(Stage(8, 12),)), replace(ALL, shortlist=Cut(1, 0.0))):
+            seqs, _ = search(query, 10, plan)
+            assert allowed[seqs].all()
+            assert len(np.unique(seqs)) == len(seqs) == min(10, int(allowed.sum()))
+
+
+def test_a_narrow_plan_finds_distinct_rows_with_their_exact_scores(case: Case) -> None:
+    search = case.open(None, False)
+    for query in case.queries:
+        seqs, scores = search(query, 10, NARROW)
+        rows, exact = exact_search(case.vectors, query, N, metric=case.metric)
+        assert len(np.unique(seqs)) == len(seqs) == 10
+        np.testing.assert_array_equal(scores, exact[np.argsort(rows)][seqs])
+        np.testing.assert_array_equal(np.lexsort((seqs, -scores)), np.arange(10))
+
+
+def test_stored_and_loaded_answers_are_the_same(case: Case) -> None:
+    one, other = case.open(None, False), case.open(None, True)
+    for query in case.queries:
+        assert_same(other(query, 10, NARROW), one(query, 10, NARROW))
+
+
+def test_building_twice_gives_the_same_answers(metric: Metric) -> None:
+    vectors = nested_vectors(N, DIMS, 1)
+    one, other = (soar_route(vectors.copy(), metric, CONFIG)(None, False) for _ in range(2))
+    for query in nested_vectors(5, DIMS, 4):
+        assert_same(one(query, 10, NARROW), other(query, 10, NARROW))
