@@ -29,9 +29,9 @@ PHASES = ("sweep", "final", "both", "report")
 class Request:
     """What to measure, on what, and where to put the results.
 
-    The first of `systems` is the subject of the ratios. `hold`: most indexes in memory at once (None: what memory allows). `builds`:
-    most builds of one system in the final. `grids`: a JSON file that replaces declared grids. `repeats` (rounds of the
-    final) and `seconds` (measured per setting and round there) come from the suite where they are None.
+    The first of `systems` is the subject of the ratios. `hold`: most indexes in memory at once (None: what memory
+    allows). `builds`: most builds of one system in the final. `grids`: a JSON file that replaces declared grids.
+    `repeats` (rounds of the final) and `seconds` (measured per setting and round there): None for the suite's.
     """
 
     data: DataSet

@@ -46,7 +46,8 @@ def nested_prefix(vectors: npt.NDArray[Any], dims: int, squares: Float32 | None 
     prefix = np.array(vectors[:, :dims], dtype=np.float32, order="C")
     squares = squared_lengths(vectors) if squares is None else squares
     held = np.einsum("ij,ij->i", prefix, prefix)
-    stretch = np.sqrt(np.divide(squares, held, out=np.ones_like(held), where=held > 0.0))
+    with np.errstate(over="ignore"):  # a prefix of next to nothing: the most it is stretched, below
+        stretch = np.sqrt(np.divide(squares, held, out=np.ones_like(held), where=held > 0.0))
     prefix *= np.clip(stretch, 1.0, np.float32(_MOST_STRETCH))[:, None]
     return prefix
 

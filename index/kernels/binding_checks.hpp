@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <string>
@@ -53,6 +54,12 @@ inline void check(const py::array& array, const char* name, char kind, py::ssize
 template <class T>
 const T* data(const py::array& array) {
     return static_cast<const T*>(array.data());
+}
+
+inline void check_finite(const py::array& array, const char* name) {
+    const float* values = data<float>(array);
+    if (!std::all_of(values, values + array.size(), [](float value) { return std::isfinite(value); }))
+        throw py::value_error(std::string(name) + " must be finite");
 }
 
 inline void check_finite(float value, const char* name) {

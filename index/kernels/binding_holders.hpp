@@ -21,6 +21,13 @@ inline float finite(double value, const char* name) {
     return float(value);
 }
 
+inline float positive(double value, const char* name, bool or_zero = false) {
+    const float number = finite(value, name);
+    if (number < 0.0f || (number == 0.0f && !or_zero))
+        throw py::value_error(std::string(name) + " must be " + (or_zero ? ">= 0" : "> 0") + ", got " + std::to_string(value));
+    return number;
+}
+
 struct ModelHolder {
     Model model{};
     Pages centroids;
@@ -30,10 +37,17 @@ struct ModelHolder {
     ModelHolder(bool l2, py::ssize_t dims, const py::array& codes, double scale, py::array bias, const py::array& codebook,
                 py::array rescore, double spread, py::array middle)
         : centroids(tiled_bytes(codes)), centroid_bias(bias), rescore_scale(rescore), centre(middle) {
+        if (dims < 1) throw py::value_error("dims must be >= 1, got " + std::to_string(dims));
         check(bias, "centroid_bias", 'f', 4, "float32", {-1});
         check(codebook, "codebook", 'f', 4, "float32", {-1, py::ssize_t(kCentres), -1});
         check(rescore, "rescore_scale", 'f', 4, "float32", {-1});
         check(middle, "centre", 'f', 4, "float32", {dims});
+        if (codes.shape(0) == 0) throw py::value_error("centroid_codes must not be empty");
+        if (codebook.size() == 0) throw py::value_error("codebook must not be empty");
+        check_finite(bias, "centroid_bias");
+        check_finite(codebook, "codebook");
+        check_finite(rescore, "rescore_scale");
+        check_finite(middle, "centre");
         const size_t partitions = size_t(bias.shape(0)), padded = size_t(codes.shape(1));
         if (partitions == 0 || padded != (partitions + 15) / 16 * 16)
             throw py::value_error("centroid_codes must cover " + std::to_string((partitions + 15) / 16 * 16) +
@@ -49,7 +63,7 @@ struct ModelHolder {
         model.tiles = (padded + kTile - 1) / kTile;
         tile(codes);
         model.centroid_codes = centroids.data();
-        model.centroid_scale = finite(scale, "centroid_scale");
+        model.centroid_scale = positive(scale, "centroid_scale");
         model.centroid_bias = data<float>(centroid_bias);
         model.blocks = size_t(codebook.shape(0));
         model.width = size_t(codebook.shape(2));
@@ -57,7 +71,7 @@ struct ModelHolder {
         model.codebook = transposed.data();
         model.rescore_scale = data<float>(rescore_scale);
         model.rescore_dims = size_t(rescore.shape(0));
-        model.spread = finite(spread, "spread");
+        model.spread = positive(spread, "spread", true);
         model.centre = data<float>(centre);
     }
 
@@ -106,13 +120,14 @@ struct SegmentHolder {
         check(seqs, "seqs", 'i', 8, "int64", {n});
         if (rescore) check(*rescore, "rescore", 'u', 1, "uint8", {n, -1});
         if (rescore_bias) check(*rescore_bias, "rescore_bias", 'f', 4, "float32", {n});
+        if (rescore_bias) check_finite(*rescore_bias, "rescore_bias");
         segment.codes = data<uint8_t>(codes);
         segment.pairs = size_t(codes.shape(1));
         segment.offsets = data<int64_t>(offsets);
         segment.counts = data<int32_t>(counts);
         segment.rows = data<uint32_t>(rows);
         segment.bias_top = finite(bias_top, "bias_top");
-        segment.bias_step = finite(bias_step, "bias_step");
+        segment.bias_step = positive(bias_step, "bias_step", true);
         segment.rescore = rescore ? data<uint8_t>(*rescore) : nullptr;
         segment.rescore_bias = rescore_bias ? data<float>(*rescore_bias) : nullptr;
         segment.vectors = vectors.data();

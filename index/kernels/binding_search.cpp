@@ -34,7 +34,7 @@ class SearcherHolder {
             if (one.segment.rescore) fit("int8 dims", one.rescore_dims, model.model.rescore_dims);
             if (one.segment.rescore && (one.segment.rescore_bias != nullptr) != model.model.l2)
                 throw py::value_error("rescore_bias belongs to l2, and to nothing else");
-            int8_ = int8_ && one.segment.rescore;
+            int8_ = int8_ && (one.segment.rescore || one.segment.n == 0);
             plain.push_back(one.segment);
         }
         int8_ = int8_ && model.model.rescore_dims > 0;
@@ -68,7 +68,7 @@ class SearcherHolder {
         bool good;
         {
             py::gil_scoped_release unlocked;
-            good = run_batch(batch, std::min<size_t>(size_t(threads), (size_t(b) + kShare - 1) / kShare));
+            good = run_batch(batch, std::max<size_t>(1, std::min<size_t>(size_t(threads), (size_t(b) + kShare - 1) / kShare)));
         }
         if (!good) throw py::value_error("queries must be finite");
         return py::make_tuple(seqs, scores, counts);
@@ -175,10 +175,20 @@ class SearcherHolder {
 
     template <class Work>
     static void in_threads(size_t threads, const Work& work) {
+        std::vector<std::exception_ptr> failed(threads);  // an exception that leaves a thread ends the process
+        const auto guarded = [&](size_t t) {
+            try {
+                work();
+            } catch (...) {
+                failed[t] = std::current_exception();
+            }
+        };
         std::vector<std::thread> others;
-        for (size_t t = 1; t < threads; ++t) others.emplace_back(work);
-        work();
+        for (size_t t = 1; t < threads; ++t) others.emplace_back(guarded, t);
+        guarded(0);
         for (std::thread& other : others) other.join();
+        for (const std::exception_ptr& one : failed)
+            if (one) std::rethrow_exception(one);
     }
 
     void answer_one(const Batch& batch, size_t i, const Routed& routed, Scratch& scratch) const {

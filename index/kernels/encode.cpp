@@ -134,40 +134,45 @@ NESTVEC_INLINE void descend(const float* distances, const float* products, float
     store(gained, held);
 }
 
+// Rounds over all blocks until no row changes; a row that has settled stays, however long others take.
 template <size_t kLanes>
-NESTVEC_INLINE void encode_tile(const EncodeTask& task, Tile<kLanes>& tile, size_t first, size_t n) {
+NESTVEC_INLINE void settle(const EncodeTask& task, Tile<kLanes>& tile) {
     using Floats = typename Register<kLanes>::Floats;
     using Ints = typename Register<kLanes>::Ints;
-    const size_t dims = task.blocks * task.width, table = kCentres * kLanes;
-    const bool aware = task.directions != nullptr;
-    load_rows<kLanes>(task.residuals + first * dims, n, dims, tile.residuals.data());
-    if (aware) load_rows<kLanes>(task.directions + first * dims, n, dims, tile.directions.data());
-    for (size_t m = 0; m < task.blocks; ++m) {
-        const size_t band = m * task.width * kLanes;
-        const float* centres = task.codebook + m * kCentres * task.width;
-        const float* x = tile.residuals.data() + band;
-        int32_t* codes = tile.codes.data() + m * kLanes;
-        nearest<kLanes>(x, centres, task.width, tile.distances.data() + m * table, codes);
-        if (!aware) continue;
-        float* products = tile.products.data() + m * table;
-        tabulate<kLanes>(x, tile.directions.data() + band, centres, task.width, products);
-        for (size_t r = 0; r < kLanes; ++r) tile.held[m * kLanes + r] = products[size_t(codes[r]) * kLanes + r];
-    }
-    bool settled = !aware;
-    for (int round = 0; !settled && round < kRounds; ++round) {  // a settled row stays, however long others take
+    constexpr size_t kTable = kCentres * kLanes;
+    int32_t any = 1;
+    for (int round = 0; any != 0 && round < kRounds; ++round) {
         Floats sum{}, part;  // from scratch each round, so that errors do not pile up
         Ints moved{};
         for (size_t m = 0; m < task.blocks; ++m) {
-            load(part, tile.held.data() + m * kLanes);
+            load(part, &tile.held[m * kLanes]);
             sum += part;
         }
         for (size_t m = 0; m < task.blocks; ++m)
-            descend<kLanes>(tile.distances.data() + m * table, tile.products.data() + m * table, task.weight, sum,
-                    tile.held.data() + m * kLanes, tile.codes.data() + m * kLanes, moved);
-        int32_t any = 0;
+            descend<kLanes>(&tile.distances[m * kTable], &tile.products[m * kTable], task.weight, sum,
+                            &tile.held[m * kLanes], &tile.codes[m * kLanes], moved);
+        any = 0;
         for (size_t r = 0; r < kLanes; ++r) any |= moved[r];
-        settled = any == 0;
     }
+}
+
+template <size_t kLanes>
+NESTVEC_INLINE void encode_tile(const EncodeTask& task, Tile<kLanes>& tile, size_t first, size_t n) {
+    constexpr size_t kTable = kCentres * kLanes;
+    const size_t dims = task.blocks * task.width;
+    load_rows<kLanes>(task.residuals + first * dims, n, dims, tile.residuals.data());
+    if (task.directions) load_rows<kLanes>(task.directions + first * dims, n, dims, tile.directions.data());
+    for (size_t m = 0; m < task.blocks; ++m) {
+        const size_t band = m * task.width * kLanes;
+        const float *centres = task.codebook + m * kCentres * task.width, *x = tile.residuals.data() + band;
+        int32_t* codes = &tile.codes[m * kLanes];
+        nearest<kLanes>(x, centres, task.width, &tile.distances[m * kTable], codes);
+        if (!task.directions) continue;
+        float* products = &tile.products[m * kTable];
+        tabulate<kLanes>(x, tile.directions.data() + band, centres, task.width, products);
+        for (size_t r = 0; r < kLanes; ++r) tile.held[m * kLanes + r] = products[size_t(codes[r]) * kLanes + r];
+    }
+    if (task.directions) settle(task, tile);
     for (size_t r = 0; r < n; ++r)
         for (size_t m = 0; m < task.blocks; ++m)
             task.codes[(first + r) * task.blocks + m] = uint8_t(tile.codes[m * kLanes + r]);

@@ -23,8 +23,8 @@ struct Primitives {
     size_t (*within)(const uint8_t* codes, size_t blocks, size_t pairs, const uint8_t* table,
                      const uint8_t* const* ahead, uint8_t limit, uint32_t* positions, uint8_t* deficits);
 
-    // sum of row[j] * (64 * high[j] + low[j]) over n bytes, n a multiple of 64.
-    int32_t (*row_dot)(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n);
+    // sum of row[j] * (64 * high[j] + low[j]) over n bytes, n a multiple of 64, modulo 2^32.
+    uint32_t (*row_dot)(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n);
 
     // Tables of one query: products [16] of each block, their greatest and least.
     void (*products)(const float* query, const float* transposed, size_t blocks, size_t width, float factor,

@@ -86,7 +86,7 @@ NESTVEC_AVX2 size_t within(const uint8_t* codes, size_t blocks, size_t pairs, co
     return found;
 }
 
-NESTVEC_AVX2 int32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
+NESTVEC_AVX2 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
     __m256i sums = _mm256_setzero_si256();
     for (size_t j = 0; j < n; j += 16) {
         const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(row + j)));
@@ -112,7 +112,7 @@ NESTVEC_AVX2 void entries(const float* products, const float* greatest, size_t b
         __m256i whole[2];
         for (int i = 0; i < 2; ++i) {
             const __m256 gap = _mm256_sub_ps(top, _mm256_loadu_ps(products + m * kCentres + 8 * i));
-            whole[i] = _mm256_cvtps_epi32(_mm256_min_ps(most, _mm256_mul_ps(gap, factor)));
+            whole[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_mul_ps(gap, factor), most));
         }
         const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(whole[0], whole[1]), 0xD8);
         const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));

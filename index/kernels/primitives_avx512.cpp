@@ -119,14 +119,18 @@ NESTVEC_AVX512 size_t within(const uint8_t* codes, size_t blocks, size_t pairs, 
     return found;
 }
 
-NESTVEC_AVX512 int32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
+NESTVEC_AVX512 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
     __m512i coarse = _mm512_setzero_si512(), fine = coarse;
     for (size_t j = 0; j < n; j += 64) {
         const __m512i x = _mm512_loadu_si512(row + j);
         coarse = _mm512_dpbusd_epi32(coarse, x, _mm512_loadu_si512(high + j));
         fine = _mm512_dpbusd_epi32(fine, x, _mm512_loadu_si512(low + j));
     }
-    return _mm512_reduce_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(coarse, 6), fine));
+    const __m512i sums = _mm512_add_epi32(_mm512_slli_epi32(coarse, 6), fine);
+    const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(sums), _mm512_extracti64x4_epi64(sums, 1));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return uint32_t(_mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1))));
 }
 
 NESTVEC_AVX512 void products(const float* query, const float* transposed, size_t blocks, size_t width,
@@ -148,7 +152,7 @@ NESTVEC_AVX512 void entries(const float* products, const float* greatest, size_t
     const __m512 factor = _mm512_set1_ps(inverse), most = _mm512_set1_ps(255.0f);
     for (size_t m = 0; m < blocks; ++m) {
         const __m512 gap = _mm512_sub_ps(_mm512_set1_ps(greatest[m]), _mm512_loadu_ps(products + m * kCentres));
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps(most, _mm512_mul_ps(gap, factor)));
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(gap, factor), most));
         _mm_storeu_si128((__m128i*)(out + m * kCentres), _mm512_cvtusepi32_epi8(whole));
     }
 }

@@ -51,9 +51,9 @@ size_t within(const uint8_t* codes, size_t blocks, size_t pairs, const uint8_t* 
     return found;
 }
 
-int32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
-    int32_t sum = 0;
-    for (size_t j = 0; j < n; ++j) sum += int32_t(row[j]) * (64 * high[j] + low[j]);
+uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
+    uint32_t sum = 0;
+    for (size_t j = 0; j < n; ++j) sum += uint32_t(int32_t(row[j]) * (64 * high[j] + low[j]));
     return sum;
 }
 

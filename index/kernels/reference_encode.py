@@ -30,8 +30,8 @@ def encode(residuals: Float32, codebook: Float32) -> Codes:
     blocks, _, width = codebook.shape
     check_array(residuals, "residuals", [np.float32], (-1, blocks * width))
     codes = np.empty((len(residuals), blocks), np.uint8)
-    for step in _steps(len(residuals)):
-        for block, x in enumerate(np.split(residuals[step], blocks, axis=1) if blocks else []):
+    for step in _steps(len(residuals) if blocks else 0):
+        for block, x in enumerate(np.split(residuals[step], blocks, axis=1)):
             codes[step, block] = _distances(x, codebook[block]).argmin(axis=1)
     return codes
 
@@ -56,7 +56,7 @@ def encode_aware(residuals: Float32, directions: Float32, codebook: Float32, eta
         raise ValueError(f"eta must be >= 1, got {eta:f}")
     weight = np.float32(eta) - np.float32(1)
     codes = np.empty((len(residuals), blocks), np.uint8)
-    for step in _steps(len(residuals)):
+    for step in _steps(len(residuals) if blocks else 0):
         codes[step] = _descend(_Tables.of(residuals[step], directions[step], codebook), weight)
     return codes
 
@@ -93,7 +93,7 @@ def _distances(x: Float32, centres: Float32) -> Float32:
 
 def _descend(tables: _Tables, weight: np.float32) -> Codes:
     """Codes [n, M] after coordinate descent."""
-    rows = np.arange(len(tables.distances[0]) if tables.distances else 0)
+    rows = np.arange(len(tables.distances[0]))
     codes = np.stack([distances.argmin(axis=1) for distances in tables.distances], axis=1)
     for _ in range(ROUNDS):
         before = codes.copy()

@@ -58,7 +58,7 @@ bool Searcher::route(const float* vectors, size_t count, const Plan& plan, Scrat
         primitives_.squares(vector, model_.centre, model_.dims, lanes);
         routes[q].unit = float(std::sqrt(add_pairwise(lanes)) * model_.spread);
         if (!std::isfinite(routes[q].unit)) return false;
-        const float most = primitives_.peak(vector, covered), step = most > 0.0f ? most / 127.0f : 1.0f;
+        const float most = primitives_.peak(vector, covered), step = usable(most / 127.0f);
         shifts[q] = 128 * primitives_.quantise(vector, covered, step, query8);
         scales[q] = model_.centroid_scale * step;
         std::fill(query8 + covered, query8 + padded, int8_t(0));
@@ -104,9 +104,7 @@ void Searcher::make_tables(Query& query) const {
     primitives_.products(vector, model_.codebook, blocks, model_.width, model_.l2 ? 2.0f : 1.0f, products, greatest, least);
     float range = 0.0f;
     for (size_t m = 0; m < blocks; ++m) range += greatest[m] - least[m];
-    float scale = (0.5f * range + 127.5f * bias_step_) / kDeficitAtMiddle;
-    if (!(scale > 0.0f)) scale = 1.0f;
-    query.inverse = 1.0f / scale;
+    query.inverse = 1.0f / usable((0.5f * range + 127.5f * bias_step_) / kDeficitAtMiddle);
     const size_t even = blocks + blocks % 2;
     uint8_t* table = sized(s.tables, (even + 2) * kCentres);
     primitives_.entries(products, greatest, blocks, query.inverse, table);
@@ -123,7 +121,7 @@ void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
     if (count == 0) return;
     query.codes += int64_t(count);
     const float behind = ((query.route.best + bias_top_) - (key_score(key) + segment.bias_top)) * query.inverse;
-    const uint32_t offset = uint32_t(std::nearbyintf(std::min(std::max(behind, 0.0f), float(kMaxOffset))));
+    const uint32_t offset = behind < float(kMaxOffset) ? uint32_t(std::max(std::nearbyintf(behind), 0.0f)) : kMaxOffset;  // NaN: the last
     Candidates& candidates = s.candidates;
     const size_t blocks = (count + kBlock - 1) / kBlock;
     const uint8_t* codes = segment.codes + start * segment.pairs;
@@ -189,11 +187,10 @@ void Searcher::schedule(Query& query) const {
 
 void Searcher::scan(Query& query) const {
     Scratch& s = query.s;
-    const float margin = std::isinf(query.plan.margin)
-                             ? float(1 << 20)
-                             : std::min(std::floor(query.plan.margin * query.route.unit * query.inverse), float(1 << 20));
+    const float reach = std::floor(query.plan.margin * query.route.unit * query.inverse), most = float(1 << 20);
+    const uint32_t margin = reach < most ? uint32_t(reach) : 1 << 20;  // NaN (no margin, no unit) is no cut too
     const size_t keep = std::max(query.plan.keep, query.k);
-    s.candidates.start(query.k, keep, uint32_t(margin));
+    s.candidates.start(query.k, keep, margin);
     for (size_t i = 0; i < query.route.lists; ++i) {
         for (size_t number = 0; number < segments_.size(); ++number) {
             if (biased_) {

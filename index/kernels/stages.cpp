@@ -25,7 +25,7 @@ size_t cut(const float* scores, const uint64_t* keys, size_t n, size_t k, size_t
     const float least = copy[kth] - margin;
     order.clear();
     for (size_t i = 0; i < n; ++i)
-        if (scores[i] >= least) order.push_back(i);
+        if (!(scores[i] < least)) order.push_back(i);
     if (order.size() > keep) {
         const auto better = [&](uint64_t a, uint64_t b) {
             return scores[a] != scores[b] ? scores[a] > scores[b] : keys[a] < keys[b];
@@ -48,7 +48,7 @@ void Searcher::weigh(Query& query) const {
     for (size_t j = 0; j < present; ++j) weights[j] = query.vector[j] * model_.rescore_scale[j];
     std::fill(weights + present, weights + width, 0.0f);
     const float most = primitives_.peak(weights, width);
-    query.factor8 = most > 0.0f ? most / kWeightSteps : 1.0f;
+    query.factor8 = usable(most / kWeightSteps);
     primitives_.split(weights, width, query.factor8, sized(s.high, width), sized(s.low, width));
 }
 
@@ -74,7 +74,7 @@ void Searcher::int8_stage(Query& query, const Stage& stage, size_t from) const {
             const uint8_t* next = row_at(i + kRowsAhead);
             for (size_t byte = 0; byte < width; byte += 64) NESTVEC_PREFETCH(next + byte);
         }
-        sums[i] += primitives_.row_dot(row_at(i), high, low, width) - shift;
+        sums[i] = int32_t(uint32_t(sums[i]) + primitives_.row_dot(row_at(i), high, low, width) - uint32_t(shift));
         scores[i] = float(sums[i]) * query.factor8;
         if (model_.l2)
             scores[i] = 2.0f * scores[i] + segments_[size_t(s.keys[i] >> 32)].rescore_bias[uint32_t(s.keys[i])];

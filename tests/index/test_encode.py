@@ -34,7 +34,8 @@ def costs(
 
 @pytest.mark.parametrize("eta", [1.0, 1.5, 9.0, 1e6])
 @pytest.mark.parametrize(
-    ("n", "blocks", "width"), [(0, 2, 2), (1, 1, 1), (3, 5, 3), (15, 7, 2), (17, 64, 3), (33, 3, 9), (2050, 9, 1)]
+    ("n", "blocks", "width"),
+    [(0, 2, 2), (4, 0, 2), (4, 2, 0), (1, 1, 1), (3, 5, 3), (15, 7, 2), (17, 64, 3), (33, 3, 9), (2050, 9, 1)],
 )
 def test_every_instruction_set_gives_the_bits_of_numpy(
     compiled: ModuleType, n: int, blocks: int, width: int, eta: float
