@@ -93,14 +93,13 @@ def _other_steps(suite: str, steps: Sequence[int]) -> list[int]:
 
 
 def _scann(suite: str, shape: Shape) -> list[Build]:
-    lists, dot = _lists(shape), shape.metric != "l2"
-    prefix = next(iter(_prefixes(shape, (192, 128))), None)
+    lists, prefix = _lists(shape), next(iter(_prefixes(shape, (192, 128))), None)
     centre: Setting = {
         "leaves": lists,
         "truncate": prefix,
         "dims_per_block": 2 if prefix else 4,
         "threshold": 0.1 if prefix else 0.05,
-        "soar": 1.0 if dot else None,
+        "soar": 1.0,
         "reorder": "bfloat16",
         "global_topn": True,
     }
@@ -115,10 +114,13 @@ def _scann(suite: str, shape: Shape) -> list[Build]:
         changes += cross(dims_per_block=(2, 3, 4), threshold=(0.05, 0.1, 0.2))
         changes += [{"soar": soar, "leaves": n} for soar in (None, 0.5, 1.5) for n in (lists, 2 * lists)]
         changes += [{"reorder": "float32"}, {"reorder": "int8"}, {"global_topn": False}, whole | {"threshold": 0.1}]
-    return [_scann_build(suite, centre | change, dot) for change in changes]
+    # Google's wheel takes none of these for l2 (it fails on a prefix).
+    only_dot = {"truncate": None, "threshold": None, "soar": None, "global_topn": False}
+    fixed: Setting = only_dot | {"dims_per_block": 4} if shape.metric == "l2" else {}
+    return [_scann_build(suite, centre | change | fixed) for change in changes]
 
 
-def _scann_build(suite: str, settings: Setting, dot: bool) -> Build:
+def _scann_build(suite: str, settings: Setting) -> Build:
     leaves = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96]
     kept = [30, 50, 80, 120, 200, 400]
 
@@ -126,7 +128,7 @@ def _scann_build(suite: str, settings: Setting, dot: bool) -> Build:
         reorder = [max(k, amount) if k <= 10 else round(k * (1 + amount / 60)) for amount in _other_steps(suite, kept)]
         return cross(leaves=[n for n in _main_steps(suite, leaves) if n <= settings["leaves"]], reorder=reorder)
 
-    return Build(settings if dot else settings | {"soar": None}, searches)
+    return Build(settings, searches)
 
 
 def _list_searches(suite: str) -> Callable[[int], list[Setting]]:

@@ -37,7 +37,7 @@ def _check_build(build: Build, shape: Shape) -> None:
     assert settings.get("leaves", 1) * 10 < shape.n
     assert settings.get("lists", 1) * 10 < shape.n
     if shape.metric == "l2":
-        assert settings.get("soar") is None
+        assert settings.get("soar") is settings.get("truncate") is None
     if "lists" in settings and "dims_per_block" in settings:
         assert prefix % settings["dims_per_block"] == 0
 
