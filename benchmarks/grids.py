@@ -192,24 +192,29 @@ def _soar(suite: str, shape: Shape) -> list[Build]:
 
 
 def _soar_searches(suite: str, shape: Shape) -> Callable[[int], list[Setting]]:
-    """Plans that cut by margin, with one int8 stage: deeper visits, then longer shortlists."""
+    """Plans that cut by margin: deeper funnels, and around each a narrower and a wider choice of lists and finalists."""
     dims = min(2048, max(192, 64 * round(0.42 * shape.dims / 64)), 64 * math.ceil(shape.dims / 64))
+    depths = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.9, 2.3, 3.0, 4.0)
+    around = {"full": (0.7, 1.0, 1.4), "medium": (0.8, 1.25)}.get(suite, (1.0,))
 
     def searches(k: int) -> list[Setting]:
-        margins = cross(probe=(0.05, 0.08, 0.11, 0.15, 0.2, 0.27, 0.36), cut=(0.03, 0.05, 0.07, 0.1, 0.14))
-        kept = margins[:: {"full": 1, "medium": 2}.get(suite, 4)]
-        return [_soar_plan(k, dims, each["probe"], each["cut"]) for each in kept]
+        cells = cross(depth=_steps(suite, range(len(depths))), probe=around, last=around)
+        return [_soar_plan(k, dims, depths[each["depth"]], each["probe"], each["last"]) for each in cells]
 
     return searches
 
 
-def _soar_plan(k: int, dims: int, probe: float, cut: float) -> Setting:
+def _soar_plan(k: int, dims: int, depth: float, probe: float, last: float) -> Setting:
+    """Margins that grew together in tuning. Many hits need most of a shortlist in full: then one int8 stage is enough."""
+    few = k <= 20 and dims > 192
+    end = {"dims": dims, "keep": 20 * k, "margin": round(last * (0.0065 * depth**2 if few else 0.009 * depth**1.3), 5)}
+    first = {"dims": 192, "keep": 50 * k, "margin": round(0.027 * depth**1.3, 5)}
     return {
         "route": "soar",
-        "probes": 128,
-        "probe_margin": probe,
-        "shortlist": {"keep": 100 * k, "margin": cut},
-        "stages": [{"dims": dims, "keep": 20 * k, "margin": round(0.7 * cut, 4), "rows": "int8"}],
+        "probes": 256,
+        "probe_margin": round(probe * 0.09 * depth**0.8, 4),
+        "shortlist": {"keep": 200 * k, "margin": round(0.043 * depth, 4)},
+        "stages": [stage | {"rows": "int8"} for stage in ([first, end] if few else [end])],
     }
 
 

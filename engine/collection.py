@@ -165,13 +165,19 @@ class Collection:
             return [self._hits(connection, snapshot, found, with_payload, with_vector) for found in answers]
 
     def reader(self) -> Reader:
-        """The collection pinned at this instant, for hot loops: arrays in, arrays out. Close it after use."""
+        """The collection pinned at this instant, for hot loops: arrays in, arrays out. Close it after use.
+
+        The first one copies the stored vectors into memory, as `warm` does.
+        """
+        self._part.keeper.warm()
         return Reader(self._part)
 
     def warm(self) -> None:
-        """Load what the first search would have to wait for: the encoder, if there is one, and the newest snapshot."""
+        """Load what searches would have to wait for: the encoder, if there is one, the newest snapshot, and the
+        stored vectors, while index and vectors take at most a quarter of the machine's memory."""
         if self.config.encoder is not None:
             self._load_encoder().encode_queries(["warm"])
+        self._part.keeper.warm()
         with self._part.keeper.current() as (_, snapshot):
             _ = snapshot.sealed.searcher
 

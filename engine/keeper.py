@@ -133,6 +133,26 @@ class SnapshotKeeper:
         with self._lock:
             self._snapshot = None
 
+    def warm(self) -> None:
+        """Copy the vectors of the coded segments into memory, as far as there is room: what answers many queries.
+
+        Opening maps them, which is at once; a search then waits for the pages of every row that it scores in full.
+        """
+        with self.current():
+            pass
+        with self._lock:
+            known = self._snapshot
+            if known is None:
+                return
+            room = resident_room() - sum(view.first.resident_bytes for view in known.segments if view.first)
+            views = []
+            for view in known.segments:
+                room -= view.segment.vectors.nbytes
+                wanted = view.first is not None and not view.segment.in_memory and room >= 0
+                views.append(replace(view, segment=view.segment.resident()) if wanted else view)
+            if any(new is not old for new, old in zip(views, known.segments, strict=True)):
+                self._snapshot = replace(known, sealed=SealedSegments(tuple(views)))
+
     def _at(self, connection: apsw.Connection) -> Snapshot | None:
         """The snapshot of this transaction, None when another thread has already moved past it."""
         state = catalog.read_state(connection)

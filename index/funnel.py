@@ -72,8 +72,9 @@ class FunnelPlan:
     """How posting lists are searched.
 
     probes: most lists visited, best first. probe_margin: of those, only lists whose score is within this margin of the
-    best list's (units as in `Cut`). shortlist: the cut by code estimates; None: SHORTLIST_FACTOR times the keep of the
-    first stage, or every visited row where there is no stage. After the stages, survivors are scored in full.
+    best list's (units as in `Cut`), and as many more as hold four postings for each hit wanted. shortlist: the cut by
+    code estimates; None: SHORTLIST_FACTOR times the keep of the first stage, or every visited row where there is no
+    stage. After the stages, survivors are scored in full.
     """
 
     probes: int

@@ -27,6 +27,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from nestvec.errors import Busy, Damaged, NestvecError
+from nestvec.index import kernels
 
 BLOCK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
@@ -195,6 +196,13 @@ def release(array: NDArray[Any]) -> None:
         owner = owner.base
     if isinstance(owner, mmap.mmap):
         owner.madvise(mmap.MADV_DONTNEED)
+
+
+def resident(array: NDArray[Any]) -> NDArray[Any]:
+    """A copy of a mapped array in memory, in huge pages where the system has them."""
+    copy = kernels.resident(array)
+    release(array)
+    return copy
 
 
 class ArraysWriter:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from nestvec.engine.progress import Progress
 from nestvec.engine.storage import files
 from nestvec.errors import Damaged, InvalidInput
-from nestvec.index import kernels
 from nestvec.index.rescore import RescoreRows, rescore_rows
 from nestvec.index.soar import store
 from nestvec.index.soar.assign import assign
@@ -133,7 +132,7 @@ def open_postings(path: Path, manifest_crc: int, model: SoarModel, room: int) ->
     """
     facts, arrays = files.read_arrays(path, POSTINGS_KIND, manifest_crc)
     if sum(array.nbytes for array in arrays.values()) <= room:
-        arrays = {name: _copied(array) for name, array in arrays.items()}
+        arrays = {name: files.resident(array) for name, array in arrays.items()}
     rescore, bias = arrays.pop(_RESCORE, None), arrays.pop(_RESCORE_BIAS, None)
     try:
         return SoarIndex(
@@ -143,14 +142,8 @@ def open_postings(path: Path, manifest_crc: int, model: SoarModel, room: int) ->
         raise Damaged(str(path), str(error)) from error
 
 
-def _copied(array: NDArray[Any]) -> NDArray[Any]:
-    copy = kernels.resident(array)
-    files.release(array)
-    return copy
-
-
 def resident_room() -> int:
-    """How many bytes of indexes may be copied into memory: a quarter of what the machine, or our container, has."""
+    """How many bytes a collection may copy into memory, index first: a quarter of what the machine or container has."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no such file outside Linux, and "max" where there is no limit
         total = min(total, int(_CGROUP_LIMIT.read_text()))

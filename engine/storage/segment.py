@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,17 @@ class Segment:
     vectors: NDArray[Any]
     seqs: NDArray[np.int64]
     norms: NDArray[np.float32] | None
+    in_memory: bool = False
 
     @property
     def rows(self) -> int:
         """Rows, dead ones included."""
         return len(self.seqs)
+
+    def resident(self) -> Segment:
+        """The same with its vectors copied into huge pages: the rows that a search scores in full lie far apart, and
+        a mapped file is spread over 4 KiB pages, most of which the processor has to look up first."""
+        return self if self.in_memory else replace(self, vectors=files.resident(self.vectors), in_memory=True)
 
     def find(self, seqs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(positions in the argument, rows here) of the sequence numbers that are in this segment."""

@@ -162,7 +162,7 @@ class SearcherHolder {
                     std::vector<uint64_t>& order) const {
         const size_t count = std::min(kTogether, batch.n - at);
         scratch.lists.swap(own);
-        const bool good = searcher_->route(batch.queries + at * searcher_->model().dims, count, batch.plan, scratch,
+        const bool good = searcher_->route(batch.queries + at * searcher_->model().dims, count, batch.k, batch.plan, scratch,
                                            routed.routes.data() + at);
         scratch.lists.swap(own);
         if (!good) return false;

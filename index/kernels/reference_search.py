@@ -19,6 +19,7 @@ from nestvec.index.kernels.checks import BLOCK, Array, check_array, check_count
 from nestvec.index.kernels.reference import band_scores, steps, sum_by_lanes
 from nestvec.index.kernels.reference_model import Float32, Int64, Model, Plan, Segment
 
+POSTINGS_PER_HIT = 4  # that the lists must hold, whatever the margin: a cut needs something to choose from
 DEFICIT_AT_MIDDLE = 160  # where the middle of the estimates' range falls among a deficit's 0 to 255
 MOST_DEFICIT = 255
 MOST_OFFSET = 16128  # of a list: with a deficit, far inside 16 bits
@@ -159,7 +160,8 @@ class _Search:
         return np.float32(margin) * self.unit
 
     def route(self) -> tuple[Float32, Int64]:
-        """The score of every list [P], and the lists to visit, best first."""
+        """The score of every list [P], and the lists to visit, best first: those within the margin, and as many more
+        as hold POSTINGS_PER_HIT postings for each hit wanted."""
         model = self.model
         head = _fill(self.query, 4 * len(model.centroid_codes)).reshape(-1, 4)
         step = _or_one(np.abs(head).max() / np.float32(127))
@@ -172,7 +174,9 @@ class _Search:
             scores = 2 * scores + model.centroid_bias
         order = np.argsort(-scores, kind="stable")
         near = ~(scores[order] < scores.max() - self.reach(self.plan.probe_margin))
-        return scores, order[near][: self.plan.probes]
+        postings = sum((one.counts.astype(np.int64) for one in self.segments), np.zeros(model.lists, np.int64))[order]
+        few = np.cumsum(postings) - postings < POSTINGS_PER_HIT * self.k
+        return scores, order[near | few][: self.plan.probes]
 
     def scan(self, list_scores: Float32, lists: Int64) -> tuple[_Rows, int]:
         """The rows that the codes hand on, and the number of codes summed."""

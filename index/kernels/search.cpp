@@ -11,6 +11,7 @@ namespace nestvec {
 namespace {
 
 constexpr float kDeficitAtMiddle = 160.0f;  // where the middle of all tables together lies on the scale of 255
+constexpr int64_t kPostingsPerHit = 4;      // that the lists must hold, whatever the margin
 constexpr size_t kBlocksAhead = 2;          // of codes, fetched while another is summed
 
 using Clock = std::chrono::steady_clock;
@@ -43,11 +44,14 @@ Searcher::Searcher(const Model& model, std::vector<Segment> segments, Isa isa)
         bias_step_ = std::max(bias_step_, segment.bias_step);
     }
     biased_ = model_.l2;
+    postings_.assign(model_.partitions, 0);
+    for (const Segment& segment : segments_)
+        for (size_t list = 0; list < model_.partitions; ++list) postings_[list] += segment.counts[list];
 }
 
 // ---- route ------------------------------------------------------------------------------------------------------
 
-bool Searcher::route(const float* vectors, size_t count, const Plan& plan, Scratch& s, Route* routes) const {
+bool Searcher::route(const float* vectors, size_t count, size_t k, const Plan& plan, Scratch& s, Route* routes) const {
     const size_t covered = model_.covered(), padded = 4 * model_.groups, width = model_.tiles * kTile;
     int8_t* query8 = sized(s.query8, count * padded);
     float scales[kTogether];
@@ -69,24 +73,38 @@ bool Searcher::route(const float* vectors, size_t count, const Plan& plan, Scrat
     for (size_t q = 0; q < count; ++q) {
         routes[q].best = primitives_.list_scores(dots + q * width, model_.partitions, shifts[q], scales[q],
                                                  model_.l2 ? model_.centroid_bias : nullptr, scores);
-        choose_lists(scores, plan, s, routes[q]);
+        choose_lists(scores, k, plan, s, routes[q]);
     }
     return true;
 }
 
-// Appends the keys of the lists to visit, best first, to s.lists.
-void Searcher::choose_lists(const float* scores, const Plan& plan, Scratch& s, Route& route) const {
-    const float least = std::isinf(plan.probe_margin) ? -std::numeric_limits<float>::infinity()
-                                                      : route.best - plan.probe_margin * route.unit;
+// Appends to s.lists the keys of all lists with a score of at least `least`, the best `most` of them in order; how many.
+size_t Searcher::list_keys(const float* scores, float least, size_t most, Scratch& s) const {
     uint32_t* numbers = sized(s.positions, model_.partitions);
-    const size_t found = primitives_.at_least(scores, model_.partitions, least, numbers);
-    route.start = s.lists.size();
-    route.lists = std::min(plan.probes, found);
-    s.lists.resize(route.start + found);
-    uint64_t* keys = s.lists.data() + route.start;
+    const size_t found = primitives_.at_least(scores, model_.partitions, least, numbers), start = s.lists.size();
+    s.lists.resize(start + found);
+    uint64_t* keys = s.lists.data() + start;
     for (size_t i = 0; i < found; ++i) keys[i] = make_key(scores[numbers[i]], numbers[i]);
-    if (route.lists < found) std::nth_element(keys, keys + route.lists, keys + found);
-    std::sort(keys, keys + route.lists);
+    if (most < found) std::nth_element(keys, keys + most, keys + found);
+    std::sort(keys, keys + std::min(most, found));
+    return std::min(most, found);
+}
+
+// Appends the keys of the lists to visit, best first, to s.lists.
+void Searcher::choose_lists(const float* scores, size_t k, const Plan& plan, Scratch& s, Route& route) const {
+    constexpr float kAll = -std::numeric_limits<float>::infinity();
+    const float least = std::isinf(plan.probe_margin) ? kAll : route.best - plan.probe_margin * route.unit;
+    const int64_t wanted = kPostingsPerHit * int64_t(k);
+    route.start = s.lists.size();
+    route.lists = list_keys(scores, least, plan.probes, s);
+    int64_t postings = 0;
+    for (size_t i = 0; i < route.lists; ++i) postings += postings_[uint32_t(s.lists[route.start + i])];
+    if (postings < wanted && route.lists < std::min(plan.probes, model_.partitions)) {  // rare: too few to choose from
+        s.lists.resize(route.start);
+        const size_t all = list_keys(scores, kAll, plan.probes, s);
+        for (; route.lists < all && postings < wanted; ++route.lists)
+            postings += postings_[uint32_t(s.lists[route.start + route.lists])];
+    }
     s.lists.resize(route.start + route.lists);
 }
 
@@ -216,7 +234,7 @@ bool Searcher::search(const float* vector, size_t k, const Plan& plan, Scratch& 
     s.hits.clear();
     s.lists.clear();
     Route route;
-    if (!this->route(vector, 1, plan, s, &route)) return false;
+    if (!this->route(vector, 1, k, plan, s, &route)) return false;
     watch.lap();
     answer(vector, k, plan, route, s.lists.data(), s, Counters{counters.counts, counters.micros ? counters.micros + 1 : nullptr});
     return true;

@@ -95,7 +95,7 @@ class Searcher {
 
     // The two halves of a search, for batches. `route` takes 1..kTogether queries, one after another, and appends the
     // lists to visit to scratch.lists; `answer` takes them from wherever the caller put them.
-    bool route(const float* queries, size_t count, const Plan& plan, Scratch& scratch, Route* routes) const;
+    bool route(const float* queries, size_t count, size_t k, const Plan& plan, Scratch& scratch, Route* routes) const;
     void answer(const float* query, size_t k, const Plan& plan, const Route& route, const uint64_t* lists,
                 Scratch& scratch, Counters counters) const;
 
@@ -105,7 +105,8 @@ class Searcher {
    private:
     struct Query;
 
-    void choose_lists(const float* scores, const Plan& plan, Scratch& scratch, Route& route) const;
+    size_t list_keys(const float* scores, float least, size_t most, Scratch& scratch) const;
+    void choose_lists(const float* scores, size_t k, const Plan& plan, Scratch& scratch, Route& route) const;
     void schedule(Query& query) const;
     void make_tables(Query& query) const;
     void weigh(Query& query) const;
@@ -121,6 +122,7 @@ class Searcher {
     Isa isa_;
     const Primitives& primitives_;
     float bias_top_, bias_step_;  // the greatest of all segments
+    std::vector<int64_t> postings_;  // of each list, in all segments
     bool biased_;                 // a pair of l2 bias follows the codes
 };
 

@@ -10,7 +10,7 @@ namespace nestvec {
 namespace {
 
 constexpr float kWeightSteps = 8000.0f;  // 64 * 125: high parts stay within a signed byte
-constexpr size_t kRowsAhead = 8;         // int8 rows fetched ahead
+constexpr size_t kRowsAhead = 16;        // int8 rows fetched ahead
 
 // Keep the best `keep` of the scored keys, and of those what is within `margin` of the k-th best; scores and keys of
 // the kept move to the front, and `others` with them. Returns how many.
