@@ -192,20 +192,20 @@ def _soar(suite: str, shape: Shape) -> list[Build]:
 
 
 def _soar_searches(suite: str, shape: Shape) -> Callable[[int], list[Setting]]:
-    """Plans that cut by margin: deeper funnels, and around each a narrower and a wider choice of lists and finalists."""
+    """Plans that cut by margin: ever deeper funnels, each with fewer and with more lists and finalists."""
     dims = min(2048, max(192, 64 * round(0.42 * shape.dims / 64)), 64 * math.ceil(shape.dims / 64))
     depths = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.9, 2.3, 3.0, 4.0)
     around = {"full": (0.7, 1.0, 1.4), "medium": (0.8, 1.25)}.get(suite, (1.0,))
 
     def searches(k: int) -> list[Setting]:
-        cells = cross(depth=_steps(suite, range(len(depths))), probe=around, last=around)
+        cells = cross(depth=_main_steps(suite, range(len(depths))), probe=around, last=around)
         return [_soar_plan(k, dims, depths[each["depth"]], each["probe"], each["last"]) for each in cells]
 
     return searches
 
 
 def _soar_plan(k: int, dims: int, depth: float, probe: float, last: float) -> Setting:
-    """Margins that grew together in tuning. Many hits need most of a shortlist in full: then one int8 stage is enough."""
+    """Margins as they grew together in tuning. Many hits need most of a shortlist in full: one int8 stage will do."""
     few = k <= 20 and dims > 192
     end = {"dims": dims, "keep": 20 * k, "margin": round(last * (0.0065 * depth**2 if few else 0.009 * depth**1.3), 5)}
     first = {"dims": 192, "keep": 50 * k, "margin": round(0.027 * depth**1.3, 5)}

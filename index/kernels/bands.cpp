@@ -11,7 +11,7 @@
 namespace nestvec {
 namespace {
 
-constexpr size_t kAhead = 4;              // rows prefetched ahead
+constexpr size_t kAhead = 2;              // rows prefetched ahead
 constexpr size_t kPrefetchBytes = 4096;   // at most, per row: longer bands stream by themselves
 
 NESTVEC_INLINE double widen(float x) { return double(x); }

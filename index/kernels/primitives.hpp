@@ -23,6 +23,12 @@ struct Primitives {
     size_t (*within)(const uint8_t* codes, size_t blocks, size_t pairs, const uint8_t* table,
                      const uint8_t* const* ahead, uint8_t limit, uint32_t* positions, uint8_t* deficits);
 
+    // How many of n deficits are at most `limit`.
+    size_t (*count_within)(const uint8_t* deficits, size_t n, uint8_t limit);
+
+    // Positions and values, ascending, of the deficits that are at most `limit`; how many. `out` may be `deficits`.
+    size_t (*pick)(const uint8_t* deficits, size_t n, uint8_t limit, uint32_t* positions, uint8_t* out);
+
     // sum of row[j] * (64 * high[j] + low[j]) over n bytes, n a multiple of 64, modulo 2^32.
     uint32_t (*row_dot)(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n);
 

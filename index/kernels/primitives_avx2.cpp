@@ -86,6 +86,30 @@ NESTVEC_AVX2 size_t within(const uint8_t* codes, size_t blocks, size_t pairs, co
     return found;
 }
 
+NESTVEC_AVX2 NESTVEC_INLINE uint32_t mask_within(const uint8_t* deficits, uint8_t limit) {
+    const __m256i values = _mm256_loadu_si256((const __m256i*)deficits), most = _mm256_set1_epi8(char(limit));
+    return uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(values, most), values)));
+}
+
+NESTVEC_AVX2 size_t count_within(const uint8_t* deficits, size_t n, uint8_t limit) {
+    size_t found = 0, j = 0;
+    for (; j + 32 <= n; j += 32) found += size_t(__builtin_popcount(mask_within(deficits + j, limit)));
+    return found + portable().count_within(deficits + j, n - j, limit);
+}
+
+NESTVEC_AVX2 size_t pick(const uint8_t* deficits, size_t n, uint8_t limit, uint32_t* positions, uint8_t* out) {
+    size_t found = 0, j = 0;
+    for (; j + 32 <= n; j += 32)
+        for (uint32_t mask = mask_within(deficits + j, limit); mask; mask &= mask - 1) {
+            positions[found] = uint32_t(j) + uint32_t(__builtin_ctz(mask));
+            out[found] = deficits[positions[found]];
+            ++found;
+        }
+    const size_t rest = portable().pick(deficits + j, n - j, limit, positions + found, out + found);
+    for (size_t i = 0; i < rest; ++i) positions[found + i] += uint32_t(j);
+    return found + rest;
+}
+
 NESTVEC_AVX2 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
     __m256i sums = _mm256_setzero_si256();
     for (size_t j = 0; j < n; j += 16) {
@@ -211,7 +235,7 @@ NESTVEC_AVX2 void squares(const float* a, const float* b, size_t n, double* lane
     portable().squares(a + j, b + j, n - j, lanes);
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
+constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
 
 }  // namespace
 

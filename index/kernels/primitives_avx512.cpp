@@ -119,6 +119,29 @@ NESTVEC_AVX512 size_t within(const uint8_t* codes, size_t blocks, size_t pairs, 
     return found;
 }
 
+NESTVEC_AVX512 NESTVEC_INLINE uint64_t mask_within(const uint8_t* deficits, uint8_t limit) {
+    return _mm512_cmple_epu8_mask(_mm512_loadu_si512(deficits), _mm512_set1_epi8(char(limit)));
+}
+
+NESTVEC_AVX512 size_t count_within(const uint8_t* deficits, size_t n, uint8_t limit) {
+    size_t found = 0, j = 0;
+    for (; j + 64 <= n; j += 64) found += size_t(__builtin_popcountll(mask_within(deficits + j, limit)));
+    return found + portable().count_within(deficits + j, n - j, limit);
+}
+
+NESTVEC_AVX512 size_t pick(const uint8_t* deficits, size_t n, uint8_t limit, uint32_t* positions, uint8_t* out) {
+    size_t found = 0, j = 0;
+    for (; j + 64 <= n; j += 64)
+        for (uint64_t mask = mask_within(deficits + j, limit); mask; mask &= mask - 1) {
+            positions[found] = uint32_t(j) + uint32_t(__builtin_ctzll(mask));
+            out[found] = deficits[positions[found]];
+            ++found;
+        }
+    const size_t rest = portable().pick(deficits + j, n - j, limit, positions + found, out + found);
+    for (size_t i = 0; i < rest; ++i) positions[found + i] += uint32_t(j);
+    return found + rest;
+}
+
 NESTVEC_AVX512 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
     __m512i coarse = _mm512_setzero_si512(), fine = coarse;
     for (size_t j = 0; j < n; j += 64) {
@@ -230,7 +253,7 @@ NESTVEC_AVX512 void squares(const float* a, const float* b, size_t n, double* la
     portable().squares(a + j, b + j, n - j, lanes);
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
+constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
 
 }  // namespace
 

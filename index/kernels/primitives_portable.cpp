@@ -51,6 +51,22 @@ size_t within(const uint8_t* codes, size_t blocks, size_t pairs, const uint8_t* 
     return found;
 }
 
+size_t count_within(const uint8_t* deficits, size_t n, uint8_t limit) {
+    size_t found = 0;
+    for (size_t j = 0; j < n; ++j) found += deficits[j] <= limit;
+    return found;
+}
+
+size_t pick(const uint8_t* deficits, size_t n, uint8_t limit, uint32_t* positions, uint8_t* out) {
+    size_t found = 0;
+    for (size_t j = 0; j < n; ++j)
+        if (deficits[j] <= limit) {
+            positions[found] = uint32_t(j);
+            out[found++] = deficits[j];
+        }
+    return found;
+}
+
 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
     uint32_t sum = 0;
     for (size_t j = 0; j < n; ++j) sum += uint32_t(int32_t(row[j]) * (64 * high[j] + low[j]));
@@ -112,7 +128,7 @@ void squares(const float* a, const float* b, size_t n, double* lanes) {
     }
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
+constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
 
 }  // namespace
 

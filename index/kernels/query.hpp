@@ -5,6 +5,14 @@
 
 namespace nestvec {
 
+// What the list before found, its rows not looked at yet; positions and deficits are in the scratch.
+struct Pending {
+    const uint32_t* rows;
+    size_t found;
+    uint32_t offset;
+    size_t segment;
+};
+
 struct Searcher::Query {
     const float* vector;
     size_t k;
@@ -17,6 +25,7 @@ struct Searcher::Query {
     size_t block = 0;       // of the schedule, next to sum
     int64_t codes = 0;      // summed
     float factor8 = 0;      // of int8 sums
+    Pending pending{};
 };
 
 template <class T>

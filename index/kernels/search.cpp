@@ -131,6 +131,34 @@ void Searcher::make_tables(Query& query) const {
 
 // ---- scan -------------------------------------------------------------------------------------------------------
 
+// The limit of a first list, while there is nothing to compare with: its own k-th least deficit, and the margin.
+uint32_t Searcher::first_limit(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const {
+    const uint8_t* deficits = query.s.deficits.data();
+    if (segment.allowed) {
+        uint32_t counts[256] = {};
+        size_t usable = 0, sum = 0;
+        for (size_t j = 0; j < count; ++j) {
+            const bool allowed = segment.allowed[rows[j]];
+            counts[deficits[j]] += allowed;
+            usable += allowed;
+        }
+        if (usable < query.k) return 255;
+        uint32_t kth = 0;
+        for (sum = counts[0]; sum < query.k;) sum += counts[++kth];
+        return uint32_t(std::min<uint64_t>(uint64_t(kth) + query.s.candidates.margin(), 255));
+    }
+    if (count < query.k) return 255;
+    uint32_t low = 0, high = 255;  // the k-th least lies between
+    while (low < high) {
+        const uint32_t middle = (low + high) / 2;
+        if (primitives_.count_within(deficits, count, uint8_t(middle)) >= query.k)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return uint32_t(std::min<uint64_t>(uint64_t(low) + query.s.candidates.margin(), 255));
+}
+
 void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
     Scratch& s = query.s;
     const uint32_t list = uint32_t(key);
@@ -140,49 +168,45 @@ void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
     query.codes += int64_t(count);
     const float behind = ((query.route.best + bias_top_) - (key_score(key) + segment.bias_top)) * query.inverse;
     const uint32_t offset = behind < float(kMaxOffset) ? uint32_t(std::max(std::nearbyintf(behind), 0.0f)) : kMaxOffset;  // NaN: the last
-    Candidates& candidates = s.candidates;
     const size_t blocks = (count + kBlock - 1) / kBlock;
     const uint8_t* codes = segment.codes + start * segment.pairs;
     const uint8_t* const* ahead = s.blocks.data() + query.block;
     query.block += blocks;
+    const uint32_t* rows = segment.rows + start;
     uint32_t* positions = sized(s.positions, blocks * kBlock);
     uint8_t* deficits = sized(s.deficits, blocks * kBlock);
-    size_t found = 0;
-    const uint32_t* rows = segment.rows + start;
-    if (candidates.enough()) {
-        const uint32_t limit = candidates.limit();
+    size_t found;
+    if (s.candidates.enough()) {
+        const uint32_t limit = s.candidates.limit();
         if (limit < offset) return;
         found = primitives_.within(codes, blocks, segment.pairs, s.tables.data(), ahead,
                                    uint8_t(std::min<uint32_t>(limit - offset, 255)), positions, deficits);
-    } else {  // nothing to compare with yet: sum first, and let the list's own k-th least decide
+    } else {
+        admit(query);
         primitives_.sum_blocks(codes, blocks, segment.pairs, s.tables.data(), ahead, deficits);
-        uint32_t counts[256] = {};
-        size_t usable = 0;
-        for (size_t j = 0; j < count; ++j) {
-            const bool allowed = !segment.allowed || segment.allowed[rows[j]];
-            counts[deficits[j]] += allowed;
-            usable += allowed;
-        }
-        uint32_t limit = 255;
-        if (usable >= query.k) {
-            limit = 0;
-            for (size_t sum = counts[0]; sum < query.k;) sum += counts[++limit];
-            limit = uint32_t(std::min<uint64_t>(uint64_t(limit) + candidates.margin(), 255));
-        }
-        for (size_t j = 0; j < count; ++j)
-            if (deficits[j] <= limit) {
-                positions[found] = uint32_t(j);
-                deficits[found++] = deficits[j];
-            }
+        found = primitives_.pick(deficits, count, uint8_t(first_limit(query, segment, rows, count)), positions, deficits);
     }
+    while (found > 0 && positions[found - 1] >= count) --found;  // padding follows the last posting
     for (size_t i = 0; i < found; ++i) NESTVEC_PREFETCH(rows + positions[i]);
-    const uint64_t high = uint64_t(number) << 32;
-    for (size_t i = 0; i < found; ++i) {
-        if (positions[i] >= count) break;  // padding follows the last posting
-        const uint32_t row = rows[positions[i]], deficit = offset + deficits[i];
-        if (deficit > candidates.limit() || (segment.allowed && !segment.allowed[row])) continue;
-        candidates.add(high | row, deficit);
+    admit(query);
+    s.positions.swap(s.pending_positions);
+    s.deficits.swap(s.pending_deficits);
+    query.pending = Pending{rows, found, offset, number};
+    if (!s.candidates.enough()) admit(query);
+}
+
+// Adds what the list before found: by now the numbers of its rows, fetched then, have arrived.
+void Searcher::admit(Query& query) const {
+    Scratch& s = query.s;
+    const Pending& pending = query.pending;
+    const uint8_t* allowed = segments_[pending.segment].allowed;
+    const uint64_t high = uint64_t(pending.segment) << 32;
+    for (size_t i = 0; i < pending.found; ++i) {
+        const uint32_t row = pending.rows[s.pending_positions[i]], deficit = pending.offset + s.pending_deficits[i];
+        if (deficit > s.candidates.limit() || (allowed && !allowed[row])) continue;
+        s.candidates.add(high | row, deficit);
     }
+    query.pending.found = 0;
 }
 
 // The addresses of all blocks to come, in order, shifted by kBlocksAhead: what to fetch while each is summed.
@@ -223,6 +247,7 @@ void Searcher::scan(Query& query) const {
             scan_list(query, query.lists[i], number);
         }
     }
+    if (query.route.lists > 0) admit(query);
     s.candidates.cut(keep, s.keys, s.order);
     query.rows = s.keys.size();
 }

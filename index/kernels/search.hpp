@@ -71,8 +71,8 @@ struct Scratch {
     std::vector<int32_t> dots, sums;
     std::vector<float> scores, products, greatest, least, weights, row_scores, sorted;
     std::vector<uint64_t> lists, keys, order;
-    std::vector<uint8_t> tables, deficits;
-    std::vector<uint32_t> positions;
+    std::vector<uint8_t> tables, deficits, pending_deficits;
+    std::vector<uint32_t> positions, pending_positions;
     std::vector<const uint8_t*> blocks;
     std::vector<double> query64, totals, squares, prefix64;
     std::vector<int64_t> rows, band_rows;
@@ -111,7 +111,9 @@ class Searcher {
     void make_tables(Query& query) const;
     void weigh(Query& query) const;
     void scan(Query& query) const;
+    uint32_t first_limit(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const;
     void scan_list(Query& query, uint64_t key, size_t number) const;
+    void admit(Query& query) const;
     void int8_stage(Query& query, const Stage& stage, size_t from) const;
     void stored_stage(Query& query, const Stage& stage, size_t from) const;
     void finish(Query& query, size_t from) const;
