@@ -199,6 +199,7 @@ void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
 void Searcher::admit(Query& query) const {
     Scratch& s = query.s;
     const Pending& pending = query.pending;
+    if (pending.found == 0) return;
     const uint8_t* allowed = segments_[pending.segment].allowed;
     const uint64_t high = uint64_t(pending.segment) << 32;
     for (size_t i = 0; i < pending.found; ++i) {
@@ -247,7 +248,7 @@ void Searcher::scan(Query& query) const {
             scan_list(query, query.lists[i], number);
         }
     }
-    if (query.route.lists > 0) admit(query);
+    admit(query);
     s.candidates.cut(keep, s.keys, s.order);
     query.rows = s.keys.size();
 }
