@@ -1,4 +1,4 @@
-# Eight words to know: setup demo test check serve bench-smoke bench-peers clean. Everything runs in .venv, made on first use.
+# Nine words to know: setup demo test check serve bench-smoke bench-peers sanitize clean. Everything runs in .venv, made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.nestvec-dev

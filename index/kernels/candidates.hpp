@@ -64,9 +64,6 @@ class Candidates {
         }
     }
 
-    size_t size() const { return keys_.size(); }
-    const std::vector<uint64_t>& keys() const { return keys_; }
-    const std::vector<uint32_t>& deficits() const { return deficits_; }
     bool enough() const { return kth_.known(); }
     uint32_t margin() const { return margin_; }
 

@@ -36,7 +36,6 @@ constexpr size_t kBlock = 128;              // postings per block: two halves of
 constexpr size_t kHalf = 64;
 constexpr size_t kLanes = 16;               // partial sums of a float64 sum: dimension i goes to lane i % 16
 constexpr size_t kCentres = 16;             // what four bits can name
-constexpr uint32_t kPadding = 0xFFFFFFFFu;  // the row of a padding posting
 
 // A step to divide by, which is never negative: 1 where it is 0, below the normal numbers, or infinite.
 inline float usable(float step) { return std::isnormal(step) ? step : 1.0f; }

@@ -82,5 +82,10 @@ NESTVEC_INLINE void products_loop(const float* query, const float* transposed, s
     }
 }
 
+// Adds `by` to each of `count` numbers, which a call on the rest of an array counted from its own start; `count`.
+inline size_t shifted(uint32_t* numbers, size_t count, size_t by) {
+    for (size_t i = 0; i < count; ++i) numbers[i] += uint32_t(by);
+    return count;
+}
 
 }  // namespace nestvec

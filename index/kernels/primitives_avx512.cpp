@@ -138,8 +138,7 @@ NESTVEC_AVX512 size_t pick(const uint8_t* deficits, size_t n, uint8_t limit, uin
             ++found;
         }
     const size_t rest = portable().pick(deficits + j, n - j, limit, positions + found, out + found);
-    for (size_t i = 0; i < rest; ++i) positions[found + i] += uint32_t(j);
-    return found + rest;
+    return found + shifted(positions + found, rest, j);
 }
 
 NESTVEC_AVX512 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
@@ -234,8 +233,7 @@ NESTVEC_AVX512 size_t at_least(const float* scores, size_t n, float least, uint3
         for (; mask; mask &= mask - 1) numbers[found++] = uint32_t(l) + uint32_t(__builtin_ctz(mask));
     }
     const size_t rest = portable().at_least(scores + l, n - l, least, numbers + found);
-    for (size_t i = 0; i < rest; ++i) numbers[found + i] += uint32_t(l);
-    return found + rest;
+    return found + shifted(numbers + found, rest, l);
 }
 
 NESTVEC_AVX512 void squares(const float* a, const float* b, size_t n, double* lanes) {

@@ -43,7 +43,6 @@ Searcher::Searcher(const Model& model, std::vector<Segment> segments, Isa isa)
         bias_top_ = std::max(bias_top_, segment.bias_top);
         bias_step_ = std::max(bias_step_, segment.bias_step);
     }
-    biased_ = model_.l2;
     postings_.assign(model_.partitions, 0);
     for (const Segment& segment : segments_)
         for (size_t list = 0; list < model_.partitions; ++list) postings_[list] += segment.counts[list];
@@ -131,24 +130,16 @@ void Searcher::make_tables(Query& query) const {
 
 // ---- scan -------------------------------------------------------------------------------------------------------
 
-// The limit of a first list, while there is nothing to compare with: its own k-th least deficit, and the margin.
-uint32_t Searcher::first_limit(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const {
+// The k-th least deficit of a first list, while there is nothing to compare with; 255 where it has fewer rows.
+uint32_t Searcher::kth_least(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const {
     const uint8_t* deficits = query.s.deficits.data();
+    uint32_t low = 0, high = 255;  // it lies between
     if (segment.allowed) {
         uint32_t counts[256] = {};
-        size_t usable = 0, sum = 0;
-        for (size_t j = 0; j < count; ++j) {
-            const bool allowed = segment.allowed[rows[j]];
-            counts[deficits[j]] += allowed;
-            usable += allowed;
-        }
-        if (usable < query.k) return 255;
-        uint32_t kth = 0;
-        for (sum = counts[0]; sum < query.k;) sum += counts[++kth];
-        return uint32_t(std::min<uint64_t>(uint64_t(kth) + query.s.candidates.margin(), 255));
+        for (size_t j = 0; j < count; ++j) counts[deficits[j]] += segment.allowed[rows[j]] != 0;
+        for (size_t sum = counts[0]; sum < query.k && low < high;) sum += counts[++low];
+        return low;
     }
-    if (count < query.k) return 255;
-    uint32_t low = 0, high = 255;  // the k-th least lies between
     while (low < high) {
         const uint32_t middle = (low + high) / 2;
         if (primitives_.count_within(deficits, count, uint8_t(middle)) >= query.k)
@@ -156,7 +147,7 @@ uint32_t Searcher::first_limit(const Query& query, const Segment& segment, const
         else
             low = middle + 1;
     }
-    return uint32_t(std::min<uint64_t>(uint64_t(low) + query.s.candidates.margin(), 255));
+    return low;
 }
 
 void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
@@ -184,7 +175,8 @@ void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
     } else {
         admit(query);
         primitives_.sum_blocks(codes, blocks, segment.pairs, s.tables.data(), ahead, deficits);
-        found = primitives_.pick(deficits, count, uint8_t(first_limit(query, segment, rows, count)), positions, deficits);
+        const uint32_t limit = kth_least(query, segment, rows, count) + s.candidates.margin();
+        found = primitives_.pick(deficits, count, uint8_t(std::min<uint32_t>(limit, 255)), positions, deficits);
     }
     while (found > 0 && positions[found - 1] >= count) --found;  // padding follows the last posting
     for (size_t i = 0; i < found; ++i) NESTVEC_PREFETCH(rows + positions[i]);
@@ -228,26 +220,28 @@ void Searcher::schedule(Query& query) const {
     s.blocks.insert(s.blocks.end(), kBlocksAhead, s.blocks.back());
 }
 
+// The table of the pair that holds l2's bias, whose step is the segment's own.
+void Searcher::make_bias_table(Query& query, float step) const {
+    uint8_t* table = query.s.tables.data() + (model_.blocks + model_.blocks % 2) * kCentres;
+    for (size_t v = 0; v < kCentres; ++v) {
+        table[v] = uint8_t(std::min(255.0f, std::nearbyintf(float(v) * step * query.inverse)));
+        table[kCentres + v] = uint8_t(std::min(255.0f, std::nearbyintf(float(16 * v) * step * query.inverse)));
+    }
+}
+
 void Searcher::scan(Query& query) const {
     Scratch& s = query.s;
     const float reach = std::floor(query.plan.margin * query.route.unit * query.inverse), most = float(1 << 20);
     const uint32_t margin = reach < most ? uint32_t(reach) : 1 << 20;  // NaN (no margin, no unit) is no cut too
     const size_t keep = std::max(query.plan.keep, query.k);
     s.candidates.start(query.k, keep, margin);
-    for (size_t i = 0; i < query.route.lists; ++i) {
+    float tabled = -1.0f;  // the step that the bias table is of: no segment's
+    for (size_t i = 0; i < query.route.lists; ++i)
         for (size_t number = 0; number < segments_.size(); ++number) {
-            if (biased_) {
-                const size_t at = (model_.blocks + model_.blocks % 2) * kCentres;
-                const float step = segments_[number].bias_step;
-                for (int v = 0; v < 16; ++v) {
-                    s.tables[at + size_t(v)] = uint8_t(std::min(255.0f, std::nearbyintf(float(v) * step * query.inverse)));
-                    s.tables[at + 16 + size_t(v)] =
-                        uint8_t(std::min(255.0f, std::nearbyintf(float(16 * v) * step * query.inverse)));
-                }
-            }
+            if (model_.l2 && segments_[number].bias_step != tabled)
+                make_bias_table(query, tabled = segments_[number].bias_step);
             scan_list(query, query.lists[i], number);
         }
-    }
     admit(query);
     s.candidates.cut(keep, s.keys, s.order);
     query.rows = s.keys.size();

@@ -74,8 +74,8 @@ struct Scratch {
     std::vector<uint8_t> tables, deficits, pending_deficits;
     std::vector<uint32_t> positions, pending_positions;
     std::vector<const uint8_t*> blocks;
-    std::vector<double> query64, totals, squares, prefix64;
-    std::vector<int64_t> rows, band_rows;
+    std::vector<double> query64, totals, squares;
+    std::vector<int64_t> rows;
     std::vector<Hit> hits;
     Candidates candidates;
 };
@@ -100,7 +100,6 @@ class Searcher {
                 Scratch& scratch, Counters counters) const;
 
     const Model& model() const { return model_; }
-    const std::vector<Segment>& segments() const { return segments_; }
 
    private:
     struct Query;
@@ -109,9 +108,10 @@ class Searcher {
     void choose_lists(const float* scores, size_t k, const Plan& plan, Scratch& scratch, Route& route) const;
     void schedule(Query& query) const;
     void make_tables(Query& query) const;
+    void make_bias_table(Query& query, float step) const;
     void weigh(Query& query) const;
     void scan(Query& query) const;
-    uint32_t first_limit(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const;
+    uint32_t kth_least(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const;
     void scan_list(Query& query, uint64_t key, size_t number) const;
     void admit(Query& query) const;
     void int8_stage(Query& query, const Stage& stage, size_t from) const;
@@ -125,7 +125,6 @@ class Searcher {
     const Primitives& primitives_;
     float bias_top_, bias_step_;  // the greatest of all segments
     std::vector<int64_t> postings_;  // of each list, in all segments
-    bool biased_;                 // a pair of l2 bias follows the codes
 };
 
 }  // namespace nestvec

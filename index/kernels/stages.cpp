@@ -12,8 +12,8 @@ namespace {
 constexpr float kWeightSteps = 8000.0f;  // 64 * 125: high parts stay within a signed byte
 constexpr size_t kRowsAhead = 16;        // int8 rows fetched ahead
 
-// Keep the best `keep` of the scored keys, and of those what is within `margin` of the k-th best; scores and keys of
-// the kept move to the front, and `others` with them. Returns how many.
+// Keeps the best `keep` of the scored keys, and of those what is within `margin` of the k-th best: `move(to, from)` is
+// called for each of them, to the front. Returns how many.
 template <class Move>
 size_t cut(const float* scores, const uint64_t* keys, size_t n, size_t k, size_t keep, float margin,
            std::vector<float>& sorted, std::vector<uint64_t>& order, const Move& move) {
@@ -79,7 +79,7 @@ void Searcher::int8_stage(Query& query, const Stage& stage, size_t from) const {
         if (model_.l2)
             scores[i] = 2.0f * scores[i] + segments_[size_t(s.keys[i] >> 32)].rescore_bias[uint32_t(s.keys[i])];
     }
-    const float margin = std::isinf(stage.margin) ? stage.margin : stage.margin * query.route.unit;
+    const float margin = stage.margin * query.route.unit;  // NaN (no margin, no unit) cuts nothing
     query.rows = cut(scores, s.keys.data(), query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
                      [&](size_t to, size_t at) {
                          s.keys[to] = s.keys[at];
@@ -111,7 +111,7 @@ void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const
         const double square = query.plan.cosine ? s.squares[i] : 0.0;
         scores[i] = query.plan.cosine ? float(s.totals[i] / std::sqrt(square > 0.0 ? square : 1.0)) : float(s.totals[i]);
     }
-    const float margin = std::isinf(stage.margin) ? stage.margin : stage.margin * query.route.unit;
+    const float margin = stage.margin * query.route.unit;  // NaN (no margin, no unit) cuts nothing
     query.rows = cut(scores, s.keys.data(), query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
                      [&](size_t to, size_t at) {
                          s.keys[to] = s.keys[at];
