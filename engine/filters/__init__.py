@@ -1,0 +1,1 @@
+"""Filters: a tree of conditions on payloads, columns made of payloads, and masks made of both."""
