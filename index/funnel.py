@@ -92,6 +92,16 @@ class FunnelPlan:
             raise InvalidInput(f"stage_metric must be partial or cosine; got {self.stage_metric!r}")
 
 
+def check_library_plan(plan: FunnelPlan, route: str) -> None:
+    """Raise InvalidInput for a margin, or a stage over int8 rows: a library's index knows neither."""
+    margins = [plan.probe_margin, *(cut.margin for cut in (plan.shortlist, *plan.stages) if cut)]
+    if min(margins) < math.inf or any(stage.rows == "int8" for stage in plan.stages):
+        raise InvalidInput(
+            f"a {route} plan cuts by count alone, and its stages read stored vectors: "
+            "leave out margins, and stages over int8 rows"
+        )
+
+
 def check_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """Return the stages as a tuple: int8 ones first, and dims strictly ascending within each kind."""
     previous: Stage | None = None

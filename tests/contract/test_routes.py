@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nestvec.index.funnel import Cut, FunnelPlan, Stage
+from nestvec.index.library import scann
+from nestvec.index.library.faiss import FaissConfig
+from nestvec.index.library.search import LibraryConfig, LibraryIndex, LibraryPart, LibrarySearcher
 from nestvec.index.metric import Metric
 from nestvec.index.rescore import RescoreRows, rescore_rows
 from nestvec.index.scan import exact_search
@@ -27,6 +32,9 @@ CONFIG = SoarConfig(
 ALL = FunnelPlan(EVERYTHING)
 STORED = (Stage(8, N), Stage(20, N), Stage(DIMS, N))
 NARROW = FunnelPlan(4, 0.5, Cut(60, 0.4), (Stage(8, 30, 0.3), Stage(20, 12)))
+BY_COUNT = FunnelPlan(4, shortlist=Cut(60), stages=(Stage(8, 30), Stage(20, 12)))
+SHORT = (replace(ALL, stages=(Stage(8, 12),)), replace(ALL, shortlist=Cut(1, 0.0)))
+SHORT_BY_COUNT = (replace(ALL, stages=(Stage(8, 12),)), replace(ALL, shortlist=Cut(1)))
 
 Answer = tuple[np.ndarray, np.ndarray]
 Search = Callable[[np.ndarray, int, FunnelPlan], Answer]
@@ -47,7 +55,7 @@ class Case:
     """Vectors in the order of their sequence numbers, and a route over segments of them.
 
     open: makes a search over segments, with a mask by sequence number or None; `reload` sends all through a store.
-    int8: whether the route has int8 stages.
+    int8: whether the route has int8 stages. narrow: a plan that cuts. short: plans that keep hardly more than k.
     """
 
     vectors: np.ndarray
@@ -55,6 +63,8 @@ class Case:
     metric: Metric
     open: Callable[[np.ndarray | None, bool], Search]
     int8: bool
+    narrow: FunnelPlan = NARROW
+    short: tuple[FunnelPlan, ...] = SHORT
 
 
 def segments(vectors: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -112,6 +122,42 @@ def reloaded(indexes: list[SoarIndex]) -> list[SoarIndex]:
     ]
 
 
+def library_config(name: str, metric: Metric) -> LibraryConfig:
+    """ "scann", or a faiss factory string and perhaps the prefix that it sees: "PQ8x4fs over 16"."""
+    if name == "scann":
+        pytest.importorskip("scann")
+        return scann.ScannConfig.of({"dims": 20, "leaves": 12}, DIMS, metric)
+    factory, _, dims = name.partition(" over ")
+    return FaissConfig.of({"factory": factory, "dims": int(dims or DIMS)}, DIMS, metric)
+
+
+def library_route(vectors: np.ndarray, metric: Metric, name: str) -> Callable[[np.ndarray | None, bool], Search]:
+    model = library_config(name, metric).train(vectors, metric, N)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scann, "SMALL", 100)
+        indexes = [model.assign(rows) for rows, _ in segments(vectors)]
+
+    def open_route(allowed: np.ndarray | None, reload: bool) -> Search:
+        used = [saved_and_loaded(index) for index in indexes] if reload else indexes
+        parts = [
+            LibraryPart(index, rows, seqs, None if allowed is None else allowed[seqs])
+            for index, (rows, seqs) in zip(used, segments(vectors), strict=True)
+        ]
+        return LibrarySearcher(parts).search
+
+    return open_route
+
+
+def saved_and_loaded(index: LibraryIndex) -> LibraryIndex:
+    with tempfile.TemporaryDirectory() as written:
+        facts = index.save(Path(written))
+        return index.model.load(Path(written), facts, index.n_rows)
+
+
+FLAT = ("IVF12,Flat", "IVF12,FlatPanorama4", "HNSW16")
+CODED = ("IVF12,RaBitQ", "RR,IVF12,RaBitQfs", "PQ16x4fs", "PQ8x4fs over 16", "IVF12,PQ16x4fs,Refine(SQ8)", "scann")
+LIBRARIES = (*FLAT, *CODED)
+
 ROUTES = {
     "soar": CONFIG,
     "soar plain": replace(CONFIG, spill_share=0.0, anisotropy=1.0, rescore_dims=0),
@@ -129,16 +175,24 @@ def metric(request: pytest.FixtureRequest) -> Metric:
     return request.param
 
 
-@pytest.fixture(scope="module", params=["exact", *ROUTES])
+@pytest.fixture(scope="module", params=["exact", *ROUTES, *LIBRARIES])
 def case(request: pytest.FixtureRequest, metric: Metric, dtype: str) -> Case:
+    vectors, queries = stored_vectors(metric, dtype)
+    if request.param == "exact":
+        return Case(vectors, queries, metric, exact_route(vectors, metric), False)
+    if request.param in LIBRARIES:
+        route = library_route(vectors, metric, request.param)
+        return Case(vectors, queries, metric, route, False, BY_COUNT, SHORT_BY_COUNT)
+    config = ROUTES[request.param]
+    return Case(vectors, queries, metric, soar_route(vectors, metric, config), config.rescore_dims > 0)
+
+
+def stored_vectors(metric: Metric, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """(vectors, queries: some of them and others)."""
     vectors = nested_vectors(N, DIMS, 1).astype(dtype)
     if metric == "l2":
         vectors = (vectors * (0.5 + np.abs(vectors[:, :1]))).astype(dtype)  # several norms; duplicates stay duplicates
-    queries = np.concatenate((vectors[:3].astype(np.float32), nested_vectors(3, DIMS, 2)))
-    if request.param == "exact":
-        return Case(vectors, queries, metric, exact_route(vectors, metric), False)
-    config = ROUTES[request.param]
-    return Case(vectors, queries, metric, soar_route(vectors, metric, config), config.rescore_dims > 0)
+    return vectors, np.concatenate((vectors[:3].astype(np.float32), nested_vectors(3, DIMS, 2)))
 
 
 def assert_same(found: Answer, wanted: Answer) -> None:
@@ -181,7 +235,7 @@ def test_masked_rows_never_return_and_allowed_rows_always_fill_k(case: Case, sha
         wanted = exact_search(case.vectors, query, 10, metric=case.metric, allowed=allowed)
         for plan in plans_that_cut_nothing(case):
             assert_same(search(query, 10, plan), wanted)
-        for plan in (replace(ALL, stages=(Stage(8, 12),)), replace(ALL, shortlist=Cut(1, 0.0))):
+        for plan in case.short:
             seqs, _ = search(query, 10, plan)
             assert allowed[seqs].all()
             assert len(np.unique(seqs)) == len(seqs) == min(10, int(allowed.sum()))
@@ -190,7 +244,7 @@ def test_masked_rows_never_return_and_allowed_rows_always_fill_k(case: Case, sha
 def test_a_narrow_plan_finds_distinct_rows_with_their_exact_scores(case: Case) -> None:
     search = case.open(None, False)
     for query in case.queries:
-        seqs, scores = search(query, 10, NARROW)
+        seqs, scores = search(query, 10, case.narrow)
         rows, exact = exact_search(case.vectors, query, N, metric=case.metric)
         assert len(np.unique(seqs)) == len(seqs) == 10
         np.testing.assert_array_equal(scores, exact[np.argsort(rows)][seqs])
@@ -200,7 +254,40 @@ def test_a_narrow_plan_finds_distinct_rows_with_their_exact_scores(case: Case) -
 def test_stored_and_loaded_answers_are_the_same(case: Case) -> None:
     one, other = case.open(None, False), case.open(None, True)
     for query in case.queries:
-        assert_same(other(query, 10, NARROW), one(query, 10, NARROW))
+        assert_same(other(query, 10, case.narrow), one(query, 10, case.narrow))
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_that_visits_everything_has_the_nearest_among_its_candidates(metric: Metric, name: str) -> None:
+    """Here the library chooses: 300 of some 700 rows in each of two segments, under a mask and without."""
+    vectors, queries = stored_vectors(metric, "float32")
+    route, plan = library_route(vectors, metric, name), replace(ALL, shortlist=Cut(300))
+    half = np.random.default_rng(3).random(N) < 0.5
+    for allowed, asked in ((None, plan), (half, replace(plan, shortlist=Cut(30)))):
+        search, shares = route(allowed, False), []
+        for query in queries:
+            wanted = exact_search(vectors, query, 10, metric=metric, allowed=allowed)
+            found = search(query, 10, asked)
+            shares.append(np.isin(found[0], wanted[0]).mean())
+            if name in FLAT and name != "HNSW16":
+                assert_same(found, wanted)
+        assert np.mean(shares) > 0.9
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_is_asked_for_no_more_than_the_plan_says(metric: Metric, name: str) -> None:
+    vectors, queries = stored_vectors(metric, "float32")
+    search = library_route(vectors, metric, name)(None, False)
+    shallow = [search(query, 40, FunnelPlan(1, shortlist=Cut(40)))[0].tolist() for query in queries]
+    assert shallow != [exact_search(vectors, query, 40, metric=metric)[0].tolist() for query in queries]
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_building_twice_with_a_library_gives_the_same_answers(metric: Metric, name: str) -> None:
+    vectors, queries = stored_vectors(metric, "float32")
+    one, other = (library_route(vectors.copy(), metric, name)(None, False) for _ in range(2))
+    for query in queries:
+        assert_same(one(query, 10, BY_COUNT), other(query, 10, BY_COUNT))
 
 
 def test_building_twice_gives_the_same_answers(metric: Metric) -> None:

@@ -1,0 +1,1 @@
+"""First stages by other people's libraries: each names candidates by a prefix, and the stored vectors decide."""
