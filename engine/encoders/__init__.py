@@ -1,6 +1,7 @@
 """Encoders: texts to nested vectors. `load_encoder(name)` finds one; `static` is the default."""
 
+from nestvec.engine.encoders.fingerprint import same_fingerprint
 from nestvec.engine.encoders.protocol import Encoder
 from nestvec.engine.encoders.registry import load_encoder, names
 
-__all__ = ["Encoder", "load_encoder", "names"]
+__all__ = ["Encoder", "load_encoder", "names", "same_fingerprint"]

@@ -13,7 +13,8 @@ import numpy.typing as npt
 class Encoder(Protocol):
     """Turns texts into vectors of which any prefix named in `granularities` is an embedding too.
 
-    An encoder may be called from several threads at once. The same text gives the same vector, alone or in a batch.
+    An encoder may be called from several threads at once. The same text gives the same vector, alone or in a batch: to
+    the bit, or where a neural network runs, to float32 rounding (1e-5 in each number of a unit vector).
     """
 
     @property

@@ -1,35 +1,74 @@
-"""Finds encoders by name among the installed packages (entry points of the group `nestvec.encoders`)."""
+"""Finds encoders by name: those that ship here, and installed packages' (entry points of `nestvec.encoders`).
+
+A plain name, such as `static`, is loaded by `load() -> Encoder`. A name with a colon, such as `openai:URL#MODEL`, names
+a kind and what the kind's `load(spec) -> Encoder` needs to know: all behind the first colon.
+"""
 
 from __future__ import annotations
 
+import inspect
+import threading
+from collections import defaultdict
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import cast
 
 from nestvec.engine.encoders.protocol import Encoder
 from nestvec.errors import InvalidInput, NotFound
 
 GROUP = "nestvec.encoders"
+FORMS = {"openai": "openai:URL#MODEL", "sentence-transformers": "sentence-transformers:NAME-OR-PATH"}
+"""The kinds that ship here, and how a name of each is written."""
+
+_SHIPPED = {
+    "openai": "nestvec.engine.encoders.openai:load",
+    "sentence-transformers": "nestvec.engine.encoders.sentence_transformers:load",
+    "static": "nestvec.engine.encoders.static:load",
+}
+_MEMBERS = ("name", "dims", "granularities", "fingerprint", "encode_queries", "encode_documents")
+_locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
 
 def names() -> list[str]:
-    """The names of all installed encoders, sorted."""
-    return sorted(_entries())
+    """The plain names of all installed encoders, sorted; `FORMS` has the kinds that need more than a name."""
+    return sorted(set(_entries()) - set(FORMS))
 
 
-@cache
 def load_encoder(name: str) -> Encoder:
     """The encoder called `name`, loaded once per process.
 
-    Raises NotFound listing the installed names, or InvalidInput if the package's object is not an encoder.
+    Raises NotFound listing what there is, InvalidInput if the name lacks something or the package's object is no
+    encoder, MissingDependency, and EncoderUnavailable where an encoder is reached over a network and does not answer.
     """
-    entry = _entries().get(name)
-    if entry is None:
-        raise NotFound(f"no encoder {name!r} is installed; there is: {', '.join(names()) or 'none'}")
-    encoder = entry.load()()
-    if not isinstance(encoder, Encoder):
-        raise InvalidInput(f"{entry.value} gave a {type(encoder).__name__}, which lacks members of an encoder")
-    return encoder
+    kind = name.partition(":")[0]
+    if kind not in _entries():
+        there = ", ".join([*names(), *FORMS.values()])
+        raise NotFound(f"no encoder {kind!r} is installed; there is: {there}")
+    with _locks[name]:  # two threads that want it at once load it once; others do not wait for its network
+        return _load(name)
 
 
+@cache
+def _load(name: str) -> Encoder:
+    kind, colon, spec = name.partition(":")
+    entry = _entries()[kind]
+    if not colon and kind in FORMS:
+        raise InvalidInput(f"encoder {kind!r} needs more than its name: {FORMS[kind]}")
+    if colon and kind == "static":
+        raise InvalidInput("encoder 'static' takes nothing behind its name")
+    encoder = entry.load()(spec) if colon else entry.load()()
+    _check_members(entry.value, encoder)
+    return cast(Encoder, encoder)
+
+
+def _check_members(source: str, encoder: object) -> None:
+    # Not isinstance: before Python 3.12 that reads every property, and a granularity may have to be measured.
+    missing = [name for name in _MEMBERS if inspect.getattr_static(encoder, name, None) is None]
+    if missing:
+        raise InvalidInput(f"{source} gave a {type(encoder).__name__}, which lacks an encoder's {', '.join(missing)}")
+
+
+@cache
 def _entries() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=GROUP)}
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    return installed | {name: EntryPoint(name, value, GROUP) for name, value in _SHIPPED.items()}

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from nestvec.errors import Damaged, InvalidInput
+from nestvec.engine.encoders.texts import Floats, check_texts
+from nestvec.errors import Damaged
 
 FORMAT = 1
 GRANULARITIES = (64, 128, 256)
@@ -28,7 +29,6 @@ UNKNOWN = "[UNK]"
 _PIECE_CHARS = 16_384  # longer texts are summed piece by piece
 _BATCH_CHARS = 65_536  # at one token a character, the rows gathered for a batch take 64 MiB
 
-Floats = npt.NDArray[np.float32]
 Number = TypeVar("Number", np.int8, np.float32)
 
 
@@ -49,7 +49,7 @@ class StaticEncoder:
 
         A text without any known word piece gets the vector of the unknown token.
         """
-        _check(texts)
+        check_texts(texts)
         sums = np.zeros((len(texts), DIMS), np.float32)
         for batch in _batches(texts):
             self._add(batch, sums)
@@ -92,20 +92,6 @@ def _array(content: bytes, path: Path, dtype: type[Number], shape: tuple[int, ..
         expected = f"{dtype.__name__} {list(shape)}"
         raise Damaged(str(path), f"expected {expected}, got {array.dtype} {list(array.shape)}; reinstall")
     return array
-
-
-def _check(texts: Sequence[str]) -> None:
-    if isinstance(texts, str):
-        raise InvalidInput("expected a list of texts, got one text; put it in a list")
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidInput(f"text {position}: expected a string, got {type(text).__name__}")
-        if not text:
-            raise InvalidInput(f"text {position}: is empty; an empty text has no meaning to search by")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidInput(f"text {position}: lone surrogate at character {error.start}") from None
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
