@@ -8,30 +8,30 @@ a catalog transaction lists it, a published directory is an orphan that the next
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import mmap
 import os
 import shutil
 import signal
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from nestvec.errors import Busy, Damaged, NestvecError
+from nestvec.errors import Damaged, NestvecError
 from nestvec.index import kernels
 
 BLOCK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
+"""What is stored is its owner's to read, nobody else's."""
 
 
 def crash_point(name: str) -> None:
@@ -55,7 +55,7 @@ class FileWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         self._size, self._crc, self._block_crc = 0, 0, 0
         self._blocks: list[int] = []
 
@@ -108,6 +108,21 @@ def write_file(path: Path, data: NDArray[Any] | bytes) -> FileEntry:
         writer.close()
 
 
+def adopt(directory: Path) -> list[FileEntry]:
+    """Make the files that somebody else wrote into a staging directory ours: durable, with our mode; their entries."""
+    entries = []
+    for name in sorted(os.listdir(directory)):
+        size, crc, blocks = 0, 0, []
+        with (directory / name).open("rb") as file:
+            while piece := file.read(BLOCK_BYTES):
+                size, crc = size + len(piece), crc32c(piece, crc)
+                blocks.append(crc32c(piece))
+            os.fchmod(file.fileno(), FILE_MODE)
+            os.fsync(file.fileno())
+        entries.append(FileEntry(name, size, crc, blocks))
+    return entries
+
+
 @dataclass(frozen=True)
 class Manifest:
     """`manifest.json`: what kind of directory this is, its facts, and its files."""
@@ -150,6 +165,8 @@ def read_manifest(directory: Path, kind: str, expected_crc: int) -> Manifest:
         )
     files = {item["name"]: FileEntry(**item) for item in content["files"]}
     for entry in files.values():
+        if Path(entry.name).name != entry.name:
+            raise Damaged(str(path), f"lists {entry.name!r:.100}, which is no plain file name")
         _check_size(directory / entry.name, entry)
     return Manifest(kind, content["meta"], files)
 
@@ -171,6 +188,15 @@ def verify_file(path: Path, entry: FileEntry) -> None:
             if found != expected:
                 where = f"block {number} (bytes from {number * BLOCK_BYTES})"
                 raise Damaged(str(path), f"{where} has crc32c {found:#010x}, its manifest says {expected:#010x}")
+
+
+def checksum(path: Path) -> tuple[int, int]:
+    """(size in bytes, crc32c) of a file, read in pieces."""
+    size, crc = 0, 0
+    with path.open("rb") as file:
+        while piece := file.read(BLOCK_BYTES):
+            size, crc = size + len(piece), crc32c(piece, crc)
+    return size, crc
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -275,6 +301,31 @@ def publish(source: Path, target: Path) -> None:
     fsync_directory(target.parent)
 
 
+def link(source: Path, target: Path) -> None:
+    """A second name for a published file, which keeps its content when the first one is removed."""
+    os.link(source, target)
+
+
+def create_empty(path: Path) -> None:
+    """Create a file for somebody else to fill (SQLite), with the mode of ours."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+
+
+@contextmanager
+def new_file(final: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears under its name whole and durable, or after an error not at all."""
+    temporary = final.parent / f"tmp-{uuid.uuid4().hex}-{final.name}"
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, final)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def move(source: Path, target: Path) -> None:
     """Rename a scratch file inside a staging directory; nothing depends on its durability."""
     os.rename(source, target)
@@ -287,7 +338,7 @@ def remove_file(path: Path) -> None:
 
 def new_directory(path: Path, *, parents: bool = False) -> Path:
     """Create a directory durably, with `parents` those above it too; fine if it is there already."""
-    path.mkdir(parents=parents, exist_ok=True)
+    path.mkdir(DIRECTORY_MODE, parents=parents, exist_ok=True)
     fsync_directory(path.parent)
     return path
 
@@ -296,7 +347,7 @@ def new_directory(path: Path, *, parents: bool = False) -> Path:
 def staging(parent: Path, what: str) -> Iterator[Path]:
     """A new `tmp-*` directory under `parent`, removed on the way out unless it was renamed away."""
     path = parent / f"tmp-{what}-{uuid.uuid4().hex[:12]}"
-    path.mkdir()
+    path.mkdir(DIRECTORY_MODE)
     try:
         yield path
     finally:
@@ -323,49 +374,6 @@ def sweep_temporary(parent: Path) -> None:
         if entry.startswith("tmp-"):
             path = parent / entry
             remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
-class FileLock:
-    """An flock on a file, held by one open file description: excludes other threads and other processes."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd = -1
-
-    def try_acquire(self) -> bool:
-        """True when the lock is held now."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
-        self._fd = fd
-        return True
-
-    def acquire(self, seconds: float, what: str) -> None:
-        """Wait up to `seconds`; then raise Busy naming `what`."""
-        deadline = time.monotonic() + seconds
-        while not self.try_acquire():
-            if time.monotonic() >= deadline:
-                raise Busy(f"{what}: another thread or process holds {self.path}; try again when it has finished")
-            time.sleep(0.01)
-
-    def write_pid(self) -> None:
-        """Say in the file who holds it."""
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-
-    def holder(self) -> int:
-        """The pid that the holder wrote, 0 if unknown."""
-        text = self.path.read_text() if self.path.exists() else ""
-        return int(text) if text.strip().isdigit() else 0
-
-    def release(self) -> None:
-        """Let go; fine if not held."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
 
 
 @contextmanager

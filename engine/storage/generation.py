@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine import routes
 from nestvec.engine.progress import Progress
-from nestvec.engine.storage import files
-from nestvec.errors import Damaged, InvalidInput
+from nestvec.engine.routes import SOAR, FirstStage, Model
+from nestvec.engine.storage import files, library_index
+from nestvec.errors import Damaged, InvalidInput, MissingDependency
 from nestvec.index.rescore import RescoreRows, rescore_rows
 from nestvec.index.soar import store
 from nestvec.index.soar.assign import assign
@@ -24,29 +26,35 @@ from nestvec.index.soar.train import SoarModel
 
 KIND = "generation"
 POSTINGS_KIND = "postings"
-_ROTATION = "rotation"
+ROTATION = "rotation"
 _RESCORE, _RESCORE_BIAS = "rescore", "rescore_bias"
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of vectors are coded at a time
 _RESIDENT_SHARE = 4  # an index up to a quarter of the machine's memory is copied into it
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_shared = False
 
 log = logging.getLogger("nestvec")
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """`rotation` is f32 [dims, dims], orthogonal, or None; `model` is None where it cannot be read."""
+    """`rotation` is f32 [dims, dims], orthogonal, or None; `model` is None where it cannot be read or used here.
+
+    `settings` are those that a library's model of `route` was made with; None for "soar".
+    """
 
     number: int
     rotation: NDArray[np.float32] | None
-    model: SoarModel | None
+    model: Model | None
+    route: str = SOAR
+    settings: dict[str, Any] | None = None
 
 
-def write_generation(directory: Path, model: SoarModel, rotation: NDArray[np.float32] | None) -> int:
+def write_generation(directory: Path, model: Model, rotation: NDArray[np.float32] | None) -> int:
     """Write model and rotation into a staging directory; the manifest's crc32c."""
-    facts, arrays = store.model_arrays(model)
+    facts, arrays = store.model_arrays(model) if isinstance(model, SoarModel) else model.arrays()
     if rotation is not None:
-        arrays = arrays | {_ROTATION: rotation}
+        arrays = arrays | {ROTATION: rotation}
     return files.write_arrays(directory, KIND, facts, arrays)
 
 
@@ -55,34 +63,40 @@ def open_generation(path: Path, number: int, manifest_crc: int) -> Generation:
 
     A damaged rotation raises Damaged: vectors cannot be read without it. A model that is damaged, or of a format that
     this release does not read, is logged and left out, so that searches go on exactly; `compact(retrain=True)` trains
-    a new one.
+    a new one. So is the model of a library that is not installed: installing it is enough.
     """
     manifest = files.read_manifest(path, KIND, manifest_crc)
     rotation = _read_rotation(path, manifest)
     facts = manifest.meta["facts"]
+    known = facts["format"] in routes.LIBRARIES
+    route, settings = (facts["format"], facts["config"]) if known else (SOAR, None)
+    model: Model | None = None
     try:
-        if (facts["format"], facts["version"]) != (store.FORMAT, store.VERSION):
+        if not known and (facts["format"], facts["version"]) != (store.FORMAT, store.VERSION):
             raise Damaged(str(path), "the model was written by another release of nestvec")
         arrays = files.read_arrays(path, KIND, manifest_crc)[1]
-        model = store.model_from(facts, {name: np.array(array) for name, array in arrays.items() if name != _ROTATION})
+        owned = {name: np.array(array) for name, array in arrays.items() if name != ROTATION}
+        model = routes.model_from(facts, owned) if known else store.model_from(facts, owned)
     except Damaged as error:
         log.warning("%s; searching exactly until compact(retrain=True) trains a new generation", error)
-        return Generation(number, rotation, None)
-    return Generation(number, rotation, model)
+    except MissingDependency as error:
+        log.warning("%s; searching exactly until then", error)
+    return Generation(number, rotation, model, route, settings)
 
 
 def _read_rotation(path: Path, manifest: files.Manifest) -> NDArray[np.float32] | None:
-    entry = manifest.files.get(f"{_ROTATION}.bin")
+    entry = manifest.files.get(f"{ROTATION}.bin")
     if entry is None:
         return None
     files.verify_file(path / entry.name, entry)
-    shape = manifest.meta["arrays"][_ROTATION]["shape"]
+    shape = manifest.meta["arrays"][ROTATION]["shape"]
     rotation: NDArray[np.float32] = np.array(files.map_array(path / entry.name, "float32", tuple(shape)))
     return rotation
 
 
-def write_postings(directory: Path, model: SoarModel, vectors: NDArray[Any], progress: Progress) -> int:
-    """Code a segment's vectors [n, dims] and write posting lists and int8 rows into a staging directory.
+def write_postings(directory: Path, model: Model, vectors: NDArray[Any], progress: Progress) -> int:
+    """Code a segment's vectors [n, dims] and write posting lists and int8 rows into a staging directory, or the index
+    of a library.
 
     The int8 rows go to their file block by block. Progress is told as stages "assign" and "rescore". Returns the
     manifest's crc32c.
@@ -92,6 +106,8 @@ def write_postings(directory: Path, model: SoarModel, vectors: NDArray[Any], pro
         files.release(vectors)
         progress("assign", done, len(vectors))
 
+    if not isinstance(model, SoarModel):
+        return library_index.write(directory, POSTINGS_KIND, model.assign(vectors, assigned))
     facts, arrays = store.postings_arrays(assign(model, vectors, assigned))
     writer = files.ArraysWriter(directory, POSTINGS_KIND)
     for name, array in arrays.items():
@@ -118,18 +134,22 @@ def _rescore_codes(
         yield block.codes
 
 
-def code_vectors(model: SoarModel, vectors: NDArray[Any]) -> SoarIndex:
+def code_vectors(model: Model, vectors: NDArray[Any]) -> FirstStage:
     """The index of a segment's vectors, in memory only."""
+    if not isinstance(model, SoarModel):
+        return model.assign(vectors)
     rescore = rescore_rows(model, vectors) if model.config.rescore_dims else None
     return SoarIndex(model, assign(model, vectors), rescore)
 
 
-def open_postings(path: Path, manifest_crc: int, model: SoarModel, room: int) -> SoarIndex:
+def open_postings(path: Path, manifest_crc: int, model: Model, room: int) -> FirstStage:
     """Open published posting lists and int8 rows, wholly verified, as the index of their segment.
 
-    What a search reads is copied into memory if it takes at most `room` bytes, else mapped. Raises FileNotFoundError,
-    or Damaged where the files or their contents do not fit the model.
+    What a search reads is copied into memory if it takes at most `room` bytes, else mapped; a library's index always
+    is in memory. Raises FileNotFoundError, or Damaged where the files or their contents do not fit the model.
     """
+    if not isinstance(model, SoarModel):
+        return library_index.read(path, POSTINGS_KIND, manifest_crc, model)
     facts, arrays = files.read_arrays(path, POSTINGS_KIND, manifest_crc)
     if sum(array.nbytes for array in arrays.values()) <= room:
         arrays = {name: files.resident(array) for name, array in arrays.items()}
@@ -142,8 +162,19 @@ def open_postings(path: Path, manifest_crc: int, model: SoarModel, room: int) ->
         raise Damaged(str(path), str(error)) from error
 
 
+def share_files() -> None:
+    """From now on this process copies nothing into its memory: it is one of several that share the mapped files."""
+    global _shared
+    _shared = True
+
+
 def resident_room() -> int:
-    """How many bytes a collection may copy into memory, index first: a quarter of what the machine or container has."""
+    """How many bytes a collection may copy into memory, index first: a quarter of what the machine or container has.
+
+    None at all after `share_files`.
+    """
+    if _shared:
+        return 0
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no such file outside Linux, and "max" where there is no limit
         total = min(total, int(_CGROUP_LIMIT.read_text()))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nestvec.engine.storage import files
 from nestvec.engine.storage.catalog import FILE_NAME, Catalog
+from nestvec.engine.storage.locks import FileLock
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Layout:
         for path in (self.segments, self.generations, self.postings):
             files.new_directory(path)
 
-    def maintenance_lock(self) -> files.FileLock:
+    def maintenance_lock(self) -> FileLock:
         """Held by whoever seals, compacts, builds or sweeps: one at a time, over all processes."""
-        return files.FileLock(self.root / "MAINTENANCE.lock")
+        return FileLock(self.root / "MAINTENANCE.lock")
 
     def sweep(self, held: Catalog) -> None:
         """Remove what a killed maintenance left: `tmp-*` and directories that the catalog does not list.

@@ -30,6 +30,10 @@ with nestvec.open(path) as database:
         collection.seal()
     elif verb == "compact":
         collection.compact(retrain=True)
+    elif verb == "snapshot":
+        database.snapshot("c")
+    elif verb == "restore":
+        database.restore(database.snapshots()[0].name, "other")
     elif verb == "create":
         database.create_collection("other", dims=2)
     else:
@@ -63,6 +67,8 @@ POINTS = {
         "compact-swept",
     ],
     "build": ["build-read", "build-rotated", *SHARED, "build-before-commit", "build-committed"],
+    "snapshot": ["snapshot-linked", "snapshot-held", "snapshot-written", "snapshot-renamed"],
+    "restore": ["restore-copied", "restore-verified", "restore-renamed"],
     "create": ["create-staged", "create-renamed"],
     "delete": ["delete-renamed"],
 }
@@ -85,13 +91,17 @@ def prepare(path: Path, verb: str) -> dict[str, np.ndarray]:
                     collection.seal()
             collection.delete(["1", "600"])
             del kept["1"], kept["600"]
+        if verb in ("snapshot", "restore"):
+            collection.seal()
+        if verb == "restore":
+            database.snapshot("c")
     return kept
 
 
 def check(path: Path, kept: dict[str, np.ndarray], verb: str) -> None:
     with nestvec.open(path, create=False) as database:
         collection = database.collection("c")
-        collection.verify()
+        assert all(report.ok for report in database.verify())
         if verb == "build":
             assert collection.count() in (0, 1200)
             records = collection.get([f"b{i}" for i in range(1200)], with_vector=True)
@@ -106,6 +116,10 @@ def check(path: Path, kept: dict[str, np.ndarray], verb: str) -> None:
             assert [hit.id for hit in collection.search(query, exact=True)] == best
             assert len(collection.search(query, k=1000)) == min(1000, len(kept))
             assert len(collection.get(list(kept))) == len(kept)
+        if verb == "snapshot":
+            assert [info.rows for info in database.snapshots()] in ([], [len(kept)])
+        if verb == "restore" and len(database.collections()) == 2:
+            assert database.collection("other").count() == len(kept)
         root = path / "collections" / "000001"
         info = collection.info()
         assert len(list((root / "segments").iterdir())) == info.segments

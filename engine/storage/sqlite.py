@@ -1,0 +1,267 @@
+"""One SQLite file of ours (WAL, synchronous=FULL) through apsw: its connections, transactions and errors."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import apsw
+
+from nestvec.engine.storage import files
+from nestvec.errors import Busy, Damaged, NestvecError, NotFound, OutcomeUnknown
+
+MIN_SQLITE = (3, 51, 3)
+BUSY_MILLISECONDS = 5000
+_MAPPED_BYTES = 1 << 40
+
+
+def check_sqlite() -> None:
+    """Refuse a SQLite whose WAL can corrupt itself."""
+    version = tuple(int(part) for part in apsw.sqlite_lib_version().split("."))
+    if version < MIN_SQLITE:
+        wanted = ".".join(map(str, MIN_SQLITE))
+        raise NestvecError(
+            f"SQLite {apsw.sqlite_lib_version()} has a WAL corruption bug; need {wanted} or newer: "
+            "pip install --upgrade apsw"
+        )
+
+
+def create_file(path: Path, schema: str, meta: dict[str, Any]) -> None:
+    """Create the file with its tables (`meta` among them) and facts, closed again and free of a WAL."""
+    check_sqlite()
+    files.create_empty(path)
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.execute("PRAGMA page_size=16384")
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        with connection:
+            connection.execute(schema)
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
+    finally:
+        connection.close()
+
+
+class SqliteFile:
+    """This process' connections to one file: a writer, used by one thread at a time, and a reader per thread.
+
+    `owner` names what the file belongs to ("the collection"), `version` is the format that is understood.
+    """
+
+    def __init__(self, path: Path, owner: str, version: int) -> None:
+        self.path, self._owner, self._version = path, owner, version
+        self._name = os.fspath(path)
+        self._inode = self._current_inode()
+        self._write_lock = threading.Lock()
+        self._guard = threading.Lock()
+        self._writer: apsw.Connection | None = None
+        self._readers: list[apsw.Connection] = []
+        self._pinned: list[apsw.Connection] = []
+        self._local = threading.local()
+        self._closed = False
+        self._check_format()
+
+    def _current_inode(self) -> int:
+        try:
+            return os.stat(self._name).st_ino
+        except FileNotFoundError:
+            if self.path.parent.is_dir():
+                raise Damaged(str(self.path), "is missing; restore it from a backup") from None
+            raise NotFound(f"{self._owner} in {self.path.parent} was deleted") from None
+
+    def _check_format(self) -> None:
+        with self.read() as connection:
+            found = meta_value(connection, "format")
+        if found != self._version:
+            self.close()
+            raise Damaged(str(self.path), f"has format {found}; this nestvec reads {self._version}: upgrade nestvec")
+
+    @property
+    def replaced(self) -> bool:
+        """True when another file, or none, has this path by now."""
+        try:
+            return self._current_inode() != self._inode
+        except (NotFound, Damaged):
+            return True
+
+    @contextmanager
+    def read(self) -> Iterator[apsw.Connection]:
+        """One read transaction on this thread's own connection: everything read inside is of one instant."""
+        connection = self._reader()
+        try:
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+        except apsw.Error as error:
+            self._refuse(error)
+
+    def data_version(self) -> int:
+        """A number that differs from its last value on this thread when any process has committed since: 4 µs."""
+        connection = self._reader()
+        try:
+            version: int = connection.execute("PRAGMA data_version").get
+        except apsw.Error:
+            with self.translated():
+                raise
+        return version
+
+    def pin(self) -> apsw.Connection:
+        """A connection of the caller's own in a read transaction that stays open until `unpin`, or `close`.
+
+        SQLite keeps its log from that instant on for as long.
+        """
+        self._check_open()
+        connection = self._connect_reader()
+        with self._guard:
+            self._pinned.append(connection)
+        connection.execute("BEGIN")
+        return connection
+
+    def unpin(self, connection: apsw.Connection) -> None:
+        """Close a pinned connection; fine if it is closed already."""
+        with self._guard:
+            if connection in self._pinned:
+                self._pinned.remove(connection)
+        connection.close(True)
+
+    @contextmanager
+    def write(self) -> Iterator[apsw.Connection]:
+        """One write transaction, committed (durable) on the way out, rolled back on an exception.
+
+        Raises Busy when another process writes for over 5 s, OutcomeUnknown when the commit itself fails.
+        """
+        with self._write_lock, self.translated():
+            connection = self._open_writer()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                self._roll_back(connection)
+                raise
+            self._commit(connection)
+
+    @contextmanager
+    def attached(self, path: Path, name: str) -> Iterator[None]:
+        """Let the next write transaction read another SQLite file under `name`."""
+        with self._write_lock, self.translated():
+            self._open_writer().execute(f"ATTACH ? AS {name}", (str(path),))
+        try:
+            yield
+        finally:
+            with self._write_lock, suppress(apsw.Error):
+                if self._writer is not None:
+                    self._writer.execute(f"DETACH {name}")
+
+    def close(self) -> None:
+        """Close every connection; the last one in any process folds the WAL back."""
+        with self._guard:
+            self._closed = True
+            connections, self._readers, self._pinned = [*self._readers, *self._pinned], [], []
+        for connection in connections:
+            connection.close(True)
+        with self._write_lock:
+            self._drop_writer()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NestvecError(f"{self.path.parent} is closed")
+        if self._current_inode() != self._inode:
+            raise NotFound(f"{self._owner} in {self.path.parent} was deleted")
+
+    def _reader(self) -> apsw.Connection:
+        self._check_open()
+        if getattr(self._local, "pid", None) != os.getpid():
+            connection = self._connect_reader()
+            with self._guard:
+                self._readers.append(connection)
+            self._local.connection, self._local.pid = connection, os.getpid()
+        reader: apsw.Connection = self._local.connection
+        return reader
+
+    def _open_writer(self) -> apsw.Connection:
+        self._check_open()
+        if self._writer is None:
+            self._writer = self._connect()
+            self._writer.execute("PRAGMA synchronous=FULL")
+        return self._writer
+
+    def _connect_reader(self) -> apsw.Connection:
+        connection = self._connect()
+        with self.translated():
+            connection.execute("PRAGMA query_only=ON")
+            # Pages are read where the system caches them, not copied: half the time of looking records up.
+            connection.execute(f"PRAGMA mmap_size={_MAPPED_BYTES}")
+            connection.wal_autocheckpoint(0)
+        return connection
+
+    def _connect(self) -> apsw.Connection:
+        with self.translated():
+            connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+            connection.set_busy_timeout(BUSY_MILLISECONDS)
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            return connection
+
+    def _commit(self, connection: apsw.Connection) -> None:
+        try:
+            connection.execute("COMMIT")
+        except apsw.Error as error:
+            self._drop_writer()
+            raise OutcomeUnknown(
+                f"{self.path}: the commit failed ({error}); the write may or may not be there. Read "
+                "before you write again; an upsert may simply be repeated"
+            ) from error
+
+    def _roll_back(self, connection: apsw.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except apsw.Error:
+            self._drop_writer()
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            with suppress(apsw.Error):
+                self._writer.close(True)
+            self._writer = None
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn SQLite's errors into ours: everything that is run on a connection of this file is run inside."""
+        try:
+            yield
+        except apsw.Error as error:
+            self._refuse(error)
+
+    def _refuse(self, error: apsw.Error) -> NoReturn:
+        """Raise SQLite's error as one of ours; what only a mistake of our own can cause stays as it is."""
+        if isinstance(error, apsw.BusyError | apsw.LockedError):
+            raise Busy(
+                f"{self.path}: another process has been writing for {BUSY_MILLISECONDS / 1000:g} s; nothing was "
+                "changed, try again"
+            ) from error
+        if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+            raise Damaged(str(self.path), f"SQLite says {error}; restore it from a backup") from error
+        if isinstance(error, apsw.FullError):
+            raise NestvecError(f"{self.path}: no space left; nothing was changed. Free some and try again") from error
+        if isinstance(error, apsw.ConnectionClosedError):
+            raise NestvecError(f"{self.path.parent} is closed") from error
+        if isinstance(error, apsw.IOError | apsw.CantOpenError):
+            raise NestvecError(f"{self.path}: {error}; nothing was changed") from error
+        raise error
+
+
+def rows_of(connection: apsw.Connection, query: str, bindings: tuple[int | None, ...] = ()) -> list[tuple[Any, ...]]:
+    """All rows of a query."""
+    return cast(list[tuple[Any, ...]], connection.execute(query, bindings).fetchall())
+
+
+def meta_value(connection: apsw.Connection, key: str) -> Any:  # noqa: ANN401 - SQLite values have many types
+    """One value of the meta table, None if absent."""
+    return connection.execute("SELECT value FROM meta WHERE key=?", (key,)).get
