@@ -1,0 +1,95 @@
+"""From found rows to hits: ids, payloads, texts and vectors, read in the transaction of the search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import apsw
+import numpy as np
+from numpy.typing import NDArray
+
+from nestvec.engine.chunking import document_of
+from nestvec.engine.coordinates import F32, to_user
+from nestvec.engine.execute import Found
+from nestvec.engine.plan import Plan
+from nestvec.engine.planner import Choice
+from nestvec.engine.record import FilterReport, Hit, Hits, payload_of
+from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.snapshot import Delta, Snapshot
+from nestvec.engine.storage import catalog
+from nestvec.engine.storage.segment import Segment
+from nestvec.errors import InvalidInput
+
+WithPayload = bool | Sequence[str]
+"""Whether to read payload and text; names: of the payload only these fields."""
+
+
+def to_hits(
+    connection: apsw.Connection,
+    snapshot: Snapshot,
+    config: CollectionConfig,
+    answers: Sequence[Found],
+    with_payload: WithPayload,
+    with_vector: bool,
+    choice: Choice | None,
+) -> list[Hits]:
+    """The hits of some queries, all read at once. Raises Damaged where a record fails its checksum."""
+    seqs = answers[0].seqs if len(answers) == 1 else np.concatenate([found.seqs for found in answers])
+    records = catalog.read_records(connection, seqs)
+    scores = [score for found in answers for score in found.scores.tolist()]
+    if with_payload is False:
+        hits = [Hit(record[0], score) for record, score in zip(records, scores, strict=True)]
+    else:
+        if with_payload is not True:
+            records = [(id, selected(payload, with_payload), text) for id, payload, text in records]
+        hits = [Hit(id, score, payload, text) for (id, payload, text), score in zip(records, scores, strict=True)]
+    if config.chunking is not None:
+        for hit in hits:
+            hit.document = document_of(hit.id)
+    if with_vector:
+        for hit, vector in zip(hits, user_vectors(snapshot, config, seqs), strict=True):
+            hit.vector = vector
+    generation = snapshot.generation.number if snapshot.generation else None
+    grouped, start = [], 0
+    for found in answers:
+        end = start + len(found.seqs)
+        filtered = filter_report(snapshot, found.plan)
+        grouped.append(Hits(hits[start:end], found.plan, found.work, generation, filtered, choice))
+        start = end
+    return grouped
+
+
+def filter_report(snapshot: Snapshot, plan: Plan | None) -> FilterReport:
+    """What a filter left of the live rows, for an answer by this plan."""
+    if snapshot.whole is None:
+        return FilterReport("none", snapshot.rows, 1.0)
+    exact = plan is not None and plan.route == "exact"
+    return FilterReport("exact" if exact else "scan", snapshot.rows, snapshot.selectivity)
+
+
+def check_with_payload(with_payload: WithPayload) -> None:
+    """Raise InvalidInput unless it is a bool or names."""
+    if isinstance(with_payload, bool):
+        return
+    if isinstance(with_payload, str) or not all(isinstance(name, str) for name in with_payload):
+        raise InvalidInput(f"with_payload is True, False or a list of field names, got {with_payload!r:.100}")
+
+
+def selected(stored: bytes, names: Sequence[str]) -> bytes:
+    """A stored payload with these fields only."""
+    payload = payload_of(stored)
+    if payload is None:
+        return stored
+    return json.dumps({name: payload[name] for name in names if name in payload}, ensure_ascii=False).encode()
+
+
+def user_vectors(snapshot: Snapshot, config: CollectionConfig, seqs: NDArray[np.int64]) -> F32:
+    """The user's vectors f32 [n, dims] of live rows, wherever they are."""
+    vectors = np.empty((len(seqs), config.dims), np.float32)
+    parts: list[Segment | Delta] = [*(view.segment for view in snapshot.segments), snapshot.delta]
+    for part in parts:
+        positions, rows = part.find(seqs)
+        norms = None if part.norms is None else part.norms[rows]
+        vectors[positions] = to_user(part.vectors[rows], norms, snapshot.rotation)
+    return vectors

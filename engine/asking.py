@@ -1,0 +1,133 @@
+"""Search, from checked input to hits: which plan, all at one instant, ranked, folded, and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import apsw
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nestvec.engine import documents
+from nestvec.engine.answers import WithPayload, check_with_payload, filter_report, to_hits
+from nestvec.engine.coordinates import F32
+from nestvec.engine.execute import EXACT, Found, execute
+from nestvec.engine.explain import Explanation
+from nestvec.engine.filters.tree import Filter
+from nestvec.engine.fusion import Fusion
+from nestvec.engine.lexical import WordSearch
+from nestvec.engine.maintenance import Part
+from nestvec.engine.monitor import LiveRecall, RecallMonitor, recall_report, share_found
+from nestvec.engine.plan import Plan, check_k, check_plan
+from nestvec.engine.planner import NO_GOAL, Choice, Goal
+from nestvec.engine.ranking import Rank, Ranking, check_rank
+from nestvec.engine.record import Hits
+from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.snapshot import Snapshot
+from nestvec.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a search asks for besides its queries; see `Collection.search`."""
+
+    k: int = 10
+    filter: Filter | None = None
+    goal: Goal = NO_GOAL
+    plan: Plan | None = None
+    exact: bool = False
+    rank: Rank = "dense"
+    fusion: Fusion | None = None
+    with_payload: WithPayload = True
+    with_vector: bool = False
+
+    def check(self, vectors: ArrayLike | None, texts: Sequence[str] | None, config: CollectionConfig) -> None:
+        """Raise InvalidInput for what does not fit together, or the collection."""
+        check_k(self.k)
+        check_with_payload(self.with_payload)
+        if (self.plan is not None) + self.exact + (self.goal != NO_GOAL) > 1:
+            raise InvalidInput("give at most one of recall, budget_ms, budget_bytes, plan and exact=True")
+        if self.plan is not None:
+            check_plan(self.plan, config, self.k)
+        check_rank(self.rank, self.fusion, vectors, texts, config)
+
+    def seen(self, connection: apsw.Connection, newest: Snapshot) -> Snapshot:
+        """What the filter leaves of a snapshot, in whose transaction `connection` is."""
+        return newest if self.filter is None else newest.matching(connection, self.filter)
+
+    def choice(self, snapshot: Snapshot, config: CollectionConfig) -> Choice:
+        """The plan, and why: the caller's own, or the planner's."""
+        if self.exact:
+            return Choice(EXACT, "asked for", estimate=1.0)
+        if self.plan is not None:
+            return Choice(self.plan, "asked for")
+        return snapshot.choose(config, self.goal, self.k)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What searches of one collection need. `monitor` is told of every answer; None: nobody watches."""
+
+    part: Part
+    words: WordSearch
+    monitor: RecallMonitor | None
+
+    def search(self, queries: F32 | None, texts: Sequence[str] | None, asked: Asked, encoding: float) -> list[Hits]:
+        """Hits for prepared queries f32 [b, dims] (None: words alone); `encoding`: microseconds that theirs took."""
+        with self.part.keeper.current() as (connection, newest):
+            snapshot = asked.seen(connection, newest)
+            choice = asked.choice(snapshot, self.part.config)
+            answers = self._answers(connection, snapshot, queries, texts, asked, choice)
+            if encoding:
+                for found in answers:
+                    found.work.add_micros("encode", encoding / len(answers))
+            if self.monitor is not None and queries is not None and asked.rank == "dense":
+                self.monitor.offer(queries, asked.k, snapshot, choice, answers)
+            promised = choice if asked.plan is None and not asked.exact and asked.rank != "bm25" else None
+            return to_hits(
+                connection, snapshot, self.part.config, answers, asked.with_payload, asked.with_vector, promised
+            )
+
+    def _answers(
+        self,
+        connection: apsw.Connection,
+        snapshot: Snapshot,
+        queries: F32 | None,
+        texts: Sequence[str] | None,
+        asked: Asked,
+        choice: Choice,
+    ) -> list[Found]:
+        config = self.part.config
+        if asked.rank == "dense" and config.chunking is None and queries is not None:
+            return execute(snapshot, config, queries, asked.k, choice.plan)
+
+        def dense(vectors: F32, k: int) -> list[Found]:
+            given = EXACT if asked.exact else asked.plan and documents.widened(asked.plan, k)
+            return execute(snapshot, config, vectors, k, given or snapshot.choose(config, asked.goal, k).plan)
+
+        ranking = Ranking(asked.rank, asked.fusion or Fusion(), queries, texts, dense, self.words, config)
+        find = partial(ranking.find, connection, snapshot)
+        if config.chunking is not None:
+            return documents.folded(connection, find, len(ranking), asked.k)
+        return find(range(len(ranking)), asked.k)
+
+    def explain(self, query: F32 | None, asked: Asked) -> Explanation:
+        """Why a search runs as it does; what it does too, where there is a prepared query f32 [1, dims]."""
+        with self.part.keeper.current() as (connection, newest):
+            snapshot = asked.seen(connection, newest)
+            choice = asked.choice(snapshot, self.part.config)
+        hits = None if query is None else self.search(query, None, asked, 0.0)[0]
+        report = filter_report(snapshot, choice.plan)
+        return Explanation(asked.k, newest.rows, report, choice, None if hits is None else hits.work, hits)
+
+    def measure_recall(self, queries: F32, asked: Asked) -> LiveRecall:
+        """Mean recall@k of prepared queries f32 [b, dims], each answered exactly as well."""
+        with self.part.keeper.current() as (connection, newest):
+            snapshot = asked.seen(connection, newest)
+            choice = asked.choice(snapshot, self.part.config)
+            found = execute(snapshot, self.part.config, queries, asked.k, choice.plan)
+            truth = execute(snapshot, self.part.config, queries, asked.k, EXACT)
+        shares = [share_found(mine.scores, true.scores) for mine, true in zip(found, truth, strict=True)]
+        return recall_report(asked.k, snapshot.selectivity, np.array(shares), choice.target)

@@ -1,0 +1,249 @@
+"""What calibration promises is true: bounds, truth, paths, and the recall of the plans chosen from it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import nestvec
+from nestvec import Batch, Collection, InvalidInput
+from nestvec.engine.calibration.bounds import lower_bound
+from nestvec.engine.calibration.path import Step, descend, spread_out
+from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint
+from nestvec.engine.calibration.truth import find_truth
+from nestvec.engine.plan import Plan
+from nestvec.engine.planner import Goal, Scope, choose
+from nestvec.index.funnel import Cut, Stage
+from nestvec.index.metric import Metric
+from nestvec.index.scan import exact_search_batch
+
+F32 = NDArray[np.float32]
+DIMS = 32
+
+
+def clustered(rows: int, seed: int) -> F32:
+    """Vectors around common centres, with most of their energy in front, as nested embeddings have it."""
+    centres = np.random.default_rng(99).normal(size=(60, DIMS))
+    rng = np.random.default_rng(seed)
+    vectors = centres[rng.integers(0, 60, rows)] + 0.7 * rng.normal(size=(rows, DIMS))
+    return (vectors * np.linspace(1, 0.2, DIMS)).astype(np.float32)
+
+
+@pytest.mark.parametrize("mean", [0.6, 0.9, 0.98])
+@pytest.mark.parametrize("kind", ["hits of one", "hits of ten"])
+def test_a_bound_holds_as_often_as_it_says_and_is_not_far_off(mean: float, kind: str) -> None:
+    rng = np.random.default_rng(5)
+    draws = [
+        rng.binomial(10, mean, 300) / 10 if kind == "hits of ten" else rng.binomial(1, mean, 300).astype(float)
+        for _ in range(400)
+    ]
+    bounds = np.array([lower_bound(values, 0.05) for values in draws])
+    assert (bounds <= mean).mean() >= 0.95 - 0.022  # two standard errors of 400 trials
+    spread = np.sqrt(mean * (1 - mean) / (300 * (10 if kind == "hits of ten" else 1)))
+    assert np.median(mean - bounds) < 3 * spread + 0.012
+
+
+def test_a_bound_of_nothing_or_of_perfection_stays_below_one() -> None:
+    assert lower_bound(np.empty(0), 0.05) == 0
+    assert 0.98 < lower_bound(np.ones(300), 0.05) < 1
+    assert lower_bound(np.zeros(50), 0.05) == 0
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+def test_truth_knows_the_kth_score_under_any_mask(metric: Metric) -> None:
+    vectors, queries = clustered(9000, 1), clustered(40, 2)
+    allowed = np.random.default_rng(3).random(9000) < 0.9
+    parts = [vectors[:4000].astype(np.float16), vectors[4000:].astype(np.float16)]
+    truth = find_truth(parts, allowed, queries, 600, metric, lambda rows: None)
+    every = np.concatenate(parts)
+    for share, k in ((1.0, 10), (1.0, 500), (0.1, 10), (0.05, 20)):
+        mask = allowed & (np.random.default_rng(4).random(9000) < share)
+        found = exact_search_batch(every, queries, k, metric=metric, allowed=mask)
+        expected = np.array([scores[-1] for _, scores in found])
+        np.testing.assert_allclose(truth.kth(k, mask), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_truth_that_is_too_short_understates_recall() -> None:
+    vectors, queries = clustered(5000, 1), clustered(10, 2)
+    truth = find_truth([vectors], np.ones(5000, bool), queries, 20, "dot", lambda rows: None)
+    (_, scores) = exact_search_batch(vectors, queries[:1], 4000, metric="dot")[0]
+    assert truth.kth(4000, None)[0] > scores[-1]
+
+
+def test_a_path_gives_up_what_costs_least() -> None:
+    """Recall and cost as of two margins, one of which buys much more recall per microsecond."""
+
+    def run(margins: tuple[float, ...]) -> Step:
+        good, poor = margins
+        return Step(margins, 1 - 0.5 * np.exp(-30 * good) - 0.01 * np.exp(-30 * poor), 10 + 100 * good + 900 * poor)
+
+    path = descend(run, (0.4, 0.4), 0.6)
+    assert path[0].margins == (0.4, 0.4)
+    assert path[-1].recall <= 0.62
+    costs = [step.micros for step in path]
+    assert costs == sorted(costs, reverse=True)
+    at = next(step for step in path if step.recall < 0.99)
+    assert at.margins[1] < 0.1 < at.margins[0]
+    chosen = spread_out(path, 0.02)
+    assert chosen[0] == (0.4, 0.4)
+    assert len(chosen) == len(set(chosen)) > 8
+
+
+def a_plan(margin: float) -> Plan:
+    return Plan("soar", 64, (Stage(DIMS, 100, margin),), probe_margin=margin, shortlist=Cut(1000, margin))
+
+
+def a_calibration() -> Calibration:
+    """Frontiers whose floors are known: recall .9, .95, .99 at margins .1, .2, .3 for k = 10, wider for k = 100."""
+
+    def points(widened: float) -> tuple[OperatingPoint, ...]:
+        return tuple(
+            OperatingPoint(a_plan(margin + widened), floor + 0.005, floor, 1000 * margin, 5000 * margin, 10)
+            for margin, floor in ((0.3, 0.99), (0.2, 0.95), (0.1, 0.9))
+        )
+
+    frontiers = (
+        Frontier(10, 1.0, 700, points(0)),
+        Frontier(10, 0.1, 700, points(0.05)),
+        Frontier(100, 1.0, 700, points(0.2)),
+    )
+    return Calibration("2026-01-01T00:00:00+00:00", 1, 100_000, "queries", 0.05, 0.2, 1.0, frontiers)
+
+
+def test_the_planner_takes_the_cheapest_plan_that_is_sure() -> None:
+    calibration = a_calibration()
+    scope = Scope(10, 100_000, 100_000, 128)
+    assert choose(calibration, Goal(recall=0.9), scope).plan == a_plan(0.1)
+    chosen = choose(calibration, Goal(recall=0.91), scope)
+    assert chosen.plan == a_plan(0.2)
+    assert (chosen.estimate, chosen.target) == (0.955, 0.91)
+    assert choose(calibration, Goal(), scope).plan == a_plan(0.2)
+    beyond = choose(calibration, Goal(recall=0.995), scope)
+    assert beyond.plan.route == "exact"
+    assert "0.995" in beyond.reason
+
+
+def test_a_lucky_point_below_an_unsure_one_is_not_taken() -> None:
+    """Fixed-sequence testing: the walk ends at the first point whose floor misses."""
+    calibration = a_calibration()
+    points = calibration.frontiers[0].points
+    lucky = replace(points[2], floor=0.999)
+    frontier = replace(calibration.frontiers[0], points=(points[0], points[1], lucky))
+    calibration = replace(calibration, frontiers=(frontier,))
+    assert choose(calibration, Goal(recall=0.96), Scope(10, 100_000, 100_000, 128)).plan == a_plan(0.3)
+
+
+def test_between_measured_ks_and_selectivities_the_careful_side_is_taken() -> None:
+    calibration = a_calibration()
+    chosen = choose(calibration, Goal(recall=0.95), Scope(30, 100_000, 100_000, 128))
+    assert chosen.plan == a_plan(0.2 + 0.2)
+    assert chosen.basis is not None
+    assert chosen.basis.ks == (10, 100)
+    filtered = choose(calibration, Goal(recall=0.95), Scope(10, 40_000, 100_000, 128))
+    assert filtered.plan == a_plan(0.2 + 0.05)
+    assert choose(calibration, Goal(recall=0.95), Scope(10, 9_900, 100_000, 128)).plan == a_plan(0.2 + 0.05)
+    assert choose(calibration, Goal(recall=0.95), Scope(10, 500, 100_000, 128)).plan.route == "exact"
+
+
+def test_few_matching_rows_are_scanned_where_that_is_cheaper() -> None:
+    calibration = replace(a_calibration(), exact_micros=0.001)
+    chosen = choose(calibration, Goal(recall=0.95), Scope(10, 100_000, 100_000, 128))
+    assert (chosen.plan.route, chosen.estimate) == ("exact", 1.0)
+
+
+def test_a_budget_buys_the_most_careful_plan_within_it() -> None:
+    calibration, scope = a_calibration(), Scope(10, 100_000, 100_000, 128)
+    assert choose(calibration, Goal(budget_ms=0.25), scope).plan == a_plan(0.2)
+    assert choose(calibration, Goal(budget_bytes=1600), scope).plan == a_plan(0.3)
+    poor = choose(calibration, Goal(budget_ms=0.01), scope)
+    assert poor.plan == a_plan(0.1)
+    assert "no plan keeps within" in poor.reason
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [{"recall": 0}, {"recall": 1.1}, {"recall": True}, {"budget_ms": 0}, {"recall": 0.9, "budget_ms": 1}],
+)
+def test_goals_that_mean_nothing_are_refused(goal: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput):
+        Goal(**goal)
+
+
+def test_a_calibration_survives_its_json() -> None:
+    calibration = a_calibration()
+    assert Calibration.from_json(calibration.to_json()) == calibration
+    with pytest.raises(InvalidInput, match="version"):
+        Calibration.from_json({**calibration.to_json(), "version": 99})
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    path = tmp_path_factory.mktemp("calibrated")
+    collection = nestvec.open(path / "db").create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
+    payloads = [{"r": i % 10} for i in range(20_000)]
+    collection.build([Batch(0, vectors=clustered(20_000, 1), payloads=payloads)], rotate="none")
+    return collection
+
+
+def recall_of(collection: Collection, queries: F32, **asked: object) -> tuple[float, str, float | None]:
+    found = collection.search_batch(queries, with_payload=False, **asked)  # type: ignore[arg-type]
+    asked = {key: value for key, value in asked.items() if key != "recall"}
+    truth = collection.search_batch(queries, exact=True, with_payload=False, **asked)  # type: ignore[arg-type]
+    shares = [
+        sum(hit.score >= true[-1].score for hit in hits) / len(true) for hits, true in zip(found, truth, strict=True)
+    ]
+    choice = found[0].choice
+    assert choice is not None
+    return float(np.mean(shares)), choice.plan.route, choice.estimate
+
+
+def test_the_promised_recall_is_true_of_queries_that_calibration_never_saw(built: Collection) -> None:
+    made = built.calibrate(clustered(800, 5))
+    assert made is not None
+    assert built.calibration() == made
+    assert {each.k for each in made.frontiers} >= {1, 10, 100}
+    fresh, approximate = clustered(500, 6), 0
+    for k in (1, 10, 100):
+        for target in (0.8, 0.9, 0.95):
+            for filter in (None, {"field": "r", "range": {"lt": 3}}):
+                recall, route, estimate = recall_of(built, fresh, k=k, recall=target, filter=filter)
+                assert recall >= target - 0.005, (k, target, filter)
+                assert estimate is not None
+                assert estimate >= target
+                approximate += route == "soar"
+    assert approximate >= 6
+
+
+def test_calibration_outlives_a_restart_and_is_its_generations_own(tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    collection = nestvec.open(path).create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
+    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+    made = collection.calibrate(clustered(400, 5))
+    assert made is not None
+    assert nestvec.open(path).collection("c").calibration() == made
+    collection.compact(retrain=True)
+    now = collection.calibration()
+    assert now is None or now.generation != made.generation
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+def test_without_queries_held_out_documents_stand_for_them(tmp_path: Path, metric: Metric) -> None:
+    collection = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS, metric=metric, granularities=(8, DIMS))
+    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+    made = collection.calibrate()
+    assert made is not None
+    assert made.source == "documents"
+    recall, _, _ = recall_of(collection, clustered(500, 6), k=10, recall=0.9)
+    assert recall >= 0.88  # the kind of queries differs a little: nothing is promised
+
+
+def test_too_few_queries_and_no_index_say_so(built: Collection, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="at least 100 queries, got 5"):
+        built.calibrate(clustered(5, 5))
+    small = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS)
+    assert small.calibrate() is None
+    assert small.calibration() is None
