@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from nestvec.engine.chunking import document_of
 from nestvec.engine.coordinates import F32, rotate
 from nestvec.engine.intake import Batch, Intake
 from nestvec.engine.maintenance import (
@@ -24,6 +27,7 @@ from nestvec.engine.maintenance import (
     publish_segment,
 )
 from nestvec.engine.progress import Progress, silent
+from nestvec.engine.routes import SOAR, Model, check_route
 from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.segment import finish_segment, open_segment
@@ -32,10 +36,12 @@ from nestvec.engine.training import (
     ROTATION_SAMPLE_ROWS,
     decide_rotation,
     sample_rows,
+    train_library,
     train_model,
 )
 from nestvec.engine.writer import Encode
-from nestvec.errors import InvalidInput, InvalidRecord
+from nestvec.errors import Conflict, InvalidInput, InvalidRecord
+from nestvec.index.library.search import LibraryConfig
 
 ROTATE = ("auto", "pca", "none")
 _BLOCK_ROWS = 8192
@@ -64,6 +70,8 @@ def build(
     partitions: int | None,
     soar: bool,
     rescore: bool,
+    route: str | None,
+    library: Mapping[str, Any] | None,
     encode: Encode,
 ) -> BuildReport:
     """See `Collection.build`."""
@@ -71,15 +79,32 @@ def build(
         raise InvalidInput(f"rotate must be one of {', '.join(ROTATE)}; got {rotate!r}")
     if rotate == "pca" and not soar:
         raise InvalidInput("rotate='pca' needs soar=True: the rotation belongs to a trained generation")
+    settings = check_route(route or SOAR, library, part.config)
+    if settings is not None and not soar:
+        raise InvalidInput(f"soar=False trains nothing: leave it out for the route {route!r}")
     with maintenance(part, "build"):
         with part.keeper.current() as (_, snapshot):
             pass
+        _check_same_route(snapshot, route, settings)
         fixed = snapshot.generation is not None or bool(snapshot.segments)
         if rotate == "pca" and fixed and snapshot.rotation is None:
             raise InvalidInput("rotate='pca': this collection already holds unrotated segments; build into a new one")
-        run = _Build(part, snapshot, "none" if fixed else rotate, soar, rescore, partitions, progress or silent)
+        turn = "none" if fixed else rotate
+        run = _Build(part, snapshot, turn, soar, rescore, partitions, settings, progress or silent)
         with files.staging(part.layout.root, "build") as directory:
             return run.run(directory, batches, rejects, encode)
+
+
+def _check_same_route(snapshot: Snapshot, route: str | None, settings: LibraryConfig | None) -> None:
+    """Raise InvalidInput where a build asks for another index than the one that the collection has."""
+    held = snapshot.generation
+    if held is None or route is None:
+        return
+    if route != held.route or (settings is not None and settings.to_json() != held.settings):
+        raise InvalidInput(
+            f"this collection's index is for the route {held.route!r} with settings {held.settings}; "
+            "leave out route and library to use it, or build into a new collection"
+        )
 
 
 class _Build:
@@ -93,10 +118,11 @@ class _Build:
         soar: bool,
         rescore: bool,
         partitions: int | None,
+        library: LibraryConfig | None,
         progress: Progress,
     ) -> None:
         self.part, self.snapshot, self.rotate, self.soar = part, snapshot, rotate, soar
-        self.rescore, self.partitions, self.progress = rescore, partitions, progress
+        self.rescore, self.partitions, self.library, self.progress = rescore, partitions, library, progress
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -179,7 +205,7 @@ class _Build:
             with self._timed("train"):
                 self.progress("train", 0, None)
                 total = rows + sum(view.segment.rows for view in snapshot.segments)
-                model = train_model(opened.vectors, part.config, total, self.partitions, rescore=self.rescore)
+                model = self._train(opened.vectors, total)
                 trained = publish_generation(part, model, rotation)
         number = trained.number if trained else snapshot.generation.number if snapshot.generation else None
         coded: Coded = (None, [])
@@ -195,6 +221,11 @@ class _Build:
         files.crash_point("build-committed")
         return number
 
+    def _train(self, vectors: NDArray[Any], total: int) -> Model:
+        if self.library is not None:
+            return train_library(vectors, self.part.config, total, self.library)
+        return train_model(vectors, self.part.config, total, self.partitions, rescore=self.rescore)
+
     def _commit(
         self,
         directory: Path,
@@ -205,11 +236,14 @@ class _Build:
         """The swap: records, segment, generation and posting lists appear together or not at all."""
         published, rows, first = segment
         with self.part.catalog.attached(directory / Intake.FILE, "staged"), self.part.catalog.write() as connection:
+            if catalog.meta_value(connection, "config") != self.part.catalog.config:
+                raise Conflict("the configuration changed during the build; build again")
             clash = connection.execute(
                 "SELECT s.source, s.id FROM staged.row s JOIN record r ON r.id=s.id ORDER BY s.row LIMIT 1"
             ).get
             if clash is not None:
-                raise InvalidRecord(clash[0], clash[1], "the collection got a record of this id during the build")
+                id = clash[1] if self.part.config.chunking is None else document_of(clash[1])
+                raise InvalidRecord(clash[0], id, "the collection got a record of this id during the build")
             connection.execute(
                 "INSERT INTO record(seq, id, payload, text, crc) "
                 "SELECT ?+row, id, payload, text, crc FROM staged.row ORDER BY row",

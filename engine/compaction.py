@@ -21,23 +21,23 @@ from nestvec.engine.maintenance import (
     publish_postings,
     publish_segment,
 )
-from nestvec.engine.progress import silent
+from nestvec.engine.progress import Progress, silent
 from nestvec.engine.record import CompactResult, SealResult
+from nestvec.engine.routes import Model, lists_of
 from nestvec.engine.snapshot import SegmentView, Snapshot
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.segment import Segment, SegmentWriter, open_segment, verify_segment
-from nestvec.engine.training import MIN_TRAINING_ROWS, SAMPLE_ROWS, sample_rows, train_model
-from nestvec.index.soar.train import SoarModel
+from nestvec.engine.training import MIN_TRAINING_ROWS, SAMPLE_ROWS, retrain_model, sample_rows, train_model
 
 _BLOCK_ROWS = 4096
 
 
-def seal(part: Part) -> SealResult:
+def seal(part: Part, progress: Progress = silent) -> SealResult:
     """Write the growing rows to a segment. Rows written or deleted meanwhile keep their own state."""
     with maintenance(part, "seal"):
         with part.keeper.current() as (_, snapshot):
             generation = snapshot.generation
-        staged = _stage_growing(part, snapshot)
+        staged = _stage_growing(part, snapshot, progress)
         number = generation.number if generation else None
         if staged is None:
             return SealResult(0, None, number)
@@ -48,12 +48,13 @@ def seal(part: Part) -> SealResult:
         )
         model, trained = snapshot.model, None
         if generation is None and len(seqs) + _sealed(snapshot) >= MIN_TRAINING_ROWS:
+            progress("train", 0, None)
             model, trained = _first_generation(part, snapshot, segment)
         coded: Coded = (None, [])
         number = trained.number if trained else number
         if model is not None and number is not None:
             older = [view.segment for view in snapshot.segments] if trained else []
-            coded = code_segments(part, number, model, [*older, segment], silent)
+            coded = code_segments(part, number, model, [*older, segment], progress)
         _publish_seal(part, published, seqs, (trained, model), coded)
         files.crash_point("seal-committed")
         return SealResult(len(seqs), published.number, number)
@@ -63,7 +64,7 @@ def _sealed(snapshot: Snapshot) -> int:
     return sum(view.segment.rows for view in snapshot.segments)
 
 
-def _first_generation(part: Part, snapshot: Snapshot, segment: Segment) -> tuple[SoarModel, Published]:
+def _first_generation(part: Part, snapshot: Snapshot, segment: Segment) -> tuple[Model, Published]:
     """A model for everything that is sealed. Rotation belongs to build: what seal stores is not rotated."""
     sample = _sample([view.segment for view in snapshot.segments] + [segment])
     model = train_model(sample, part.config, _sealed(snapshot) + segment.rows)
@@ -78,9 +79,10 @@ def _sample(segments: list[Segment]) -> NDArray[np.float32]:
     return np.concatenate(samples)
 
 
-def _stage_growing(part: Part, snapshot: Snapshot) -> tuple[Published, NDArray[np.int64]] | None:
+def _stage_growing(part: Part, snapshot: Snapshot, progress: Progress) -> tuple[Published, NDArray[np.int64]] | None:
     """Publish a segment of the rows that grow now; None when there are none."""
     seqs: list[NDArray[np.int64]] = []
+    done = 0
     with files.staging(part.layout.root, "segment") as directory:
         writer = SegmentWriter(directory, part.config)
         try:
@@ -88,6 +90,8 @@ def _stage_growing(part: Part, snapshot: Snapshot) -> tuple[Published, NDArray[n
                 for numbers, vectors in catalog.growing_after(connection, 0, part.config.dims, _BLOCK_ROWS):
                     writer.append(*to_stored(vectors, part.config, snapshot.rotation))
                     seqs.append(numbers)
+                    done += len(numbers)
+                    progress("seal", done, None)
             if not seqs:
                 return None
             files.crash_point("seal-written")
@@ -106,7 +110,7 @@ def _publish_seal(part: Part, segment: Published, seqs: NDArray[np.int64], gener
         files.crash_point("seal-before-commit")
 
 
-def compact(part: Part, *, retrain: bool) -> CompactResult:
+def compact(part: Part, *, retrain: bool, progress: Progress = silent) -> CompactResult:
     """Merge all segments into one without dead rows; with `retrain`, under a newly trained generation."""
     with maintenance(part, "compact"):
         with part.keeper.current() as (connection, snapshot):
@@ -118,20 +122,22 @@ def compact(part: Part, *, retrain: bool) -> CompactResult:
             return CompactResult(len(views), rows, 0)
         for view in views:
             verify_segment(view.segment.path, crcs[view.segment.number])
-        merged = _merge_segments(part, views) if rows else None
+            progress("verify", 0, None)
+        merged = _merge_segments(part, views, progress) if rows else None
         files.crash_point("compact-merged")
         model, trained = snapshot.model, None
         if retrain and merged is not None:
-            model = train_model(merged[1].vectors, part.config, rows, rescore=snapshot.keeps_int8)
+            progress("train", 0, None)
+            model = retrain_model(snapshot, merged[1].vectors, part.config)
             trained = publish_generation(part, model, snapshot.rotation)
-        _swap(part, snapshot, merged, model, trained)
+        _swap(part, snapshot, merged, model, trained, progress)
         files.crash_point("compact-committed")
         part.layout.sweep(part.catalog)
         files.crash_point("compact-swept")
         return CompactResult(len(views), rows, dropped)
 
 
-def _merge_segments(part: Part, views: tuple[SegmentView, ...]) -> tuple[Published, Segment]:
+def _merge_segments(part: Part, views: tuple[SegmentView, ...], progress: Progress) -> tuple[Published, Segment]:
     """Publish one segment of all live rows, in the order of their seqs, block by block."""
     owner, row = _merged_order(views)
     seqs = np.empty(len(row), np.int64)
@@ -141,6 +147,7 @@ def _merge_segments(part: Part, views: tuple[SegmentView, ...]) -> tuple[Publish
             for start in range(0, len(row), _BLOCK_ROWS):
                 block = slice(start, start + _BLOCK_ROWS)
                 seqs[block] = _append_block(part, writer, views, owner[block], row[block])
+                progress("merge", min(start + _BLOCK_ROWS, len(row)), len(row))
             files.crash_point("compact-written")
             crc = writer.finish(seqs)
         finally:
@@ -179,19 +186,20 @@ def _swap(
     part: Part,
     snapshot: Snapshot,
     merged: tuple[Published, Segment] | None,
-    model: SoarModel | None,
+    model: Model | None,
     trained: Published | None,
+    progress: Progress,
 ) -> None:
     """One transaction: the new segment (and generation) replace all old ones; their tombstones go too."""
     current = snapshot.generation.number if snapshot.generation else None
     generation = trained.number if trained else current
     crc = None
     if merged is not None and model is not None and generation is not None:
-        crc = publish_postings(part, generation, merged[0].number, model, merged[1].vectors, silent)
+        crc = publish_postings(part, generation, merged[0].number, model, merged[1].vectors, progress)
     with part.catalog.write() as connection:
         connection.execute("DELETE FROM segment")
         if trained is not None and model is not None:
-            list_generation(connection, trained, model.config.partitions)
+            list_generation(connection, trained, lists_of(model))
             connection.execute("DELETE FROM generation WHERE generation<>?", (trained.number,))
         if merged is not None:
             list_segment(connection, merged[0], merged[1].rows)

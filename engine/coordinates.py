@@ -23,9 +23,13 @@ _ONE_THREAD = 400_000  # OpenBLAS uses one thread for a matrix of fewer numbers 
 
 F32 = NDArray[np.float32]
 
+_F32 = np.dtype(np.float32)
+
 
 def as_matrix(vectors: ArrayLike, dims: int) -> F32:
     """f32 [n, dims], C-contiguous; InvalidInput where the shape or the type is another one."""
+    if isinstance(vectors, np.ndarray) and vectors.dtype == _F32 and vectors.ndim == 2 and vectors.shape[1] == dims:
+        return np.ascontiguousarray(vectors)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
             matrix = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -43,6 +47,8 @@ def bad_rows(matrix: F32, metric: Metric, dtype: Dtype = "float32") -> dict[int,
     """Row -> why it cannot be stored, for the rows of f32 [n, dims] that cannot."""
     reasons: dict[int, str] = {}
     with np.errstate(over="ignore", invalid="ignore"):
+        if len(matrix) == 1 and _PLAIN_SQUARES[0] < matrix[0].dot(matrix[0]) < _PLAIN_SQUARES[1]:
+            return reasons
         squares = np.einsum("ij,ij->i", matrix, matrix)
     if ((squares > _PLAIN_SQUARES[0]) & (squares < _PLAIN_SQUARES[1])).all():
         return reasons

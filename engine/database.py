@@ -6,20 +6,37 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from nestvec.engine import aliases as naming
+from nestvec.engine import backup, lexical
+from nestvec.engine import keys as api_keys
+from nestvec.engine.aliases import AliasSwitch
+from nestvec.engine.backup import SnapshotInfo
+from nestvec.engine.chunking import Chunking
 from nestvec.engine.collection import Collection
+from nestvec.engine.configuration import same, settle
+from nestvec.engine.filters.declared import Fields
+from nestvec.engine.jobs import Jobs
+from nestvec.engine.keys import KeyInfo
+from nestvec.engine.progress import Progress, silent
 from nestvec.engine.record import CollectionInfo
 from nestvec.engine.schema import CollectionConfig, Dtype, Metric, check_name
-from nestvec.engine.storage import catalog, files
+from nestvec.engine.spool import FOLDER as JOBS
+from nestvec.engine.storage import catalog, files, scratch, sqlite
+from nestvec.engine.storage.archive import FOLDER as SNAPSHOTS
 from nestvec.engine.storage.layout import Layout
-from nestvec.errors import Conflict, Damaged, DatabaseLocked, InvalidInput, NotFound
+from nestvec.engine.storage.ledger import FILE_NAME as LEDGER_FILE
+from nestvec.engine.storage.ledger import Ledger, create_ledger
+from nestvec.engine.storage.locks import FileLock
+from nestvec.engine.storage.root import open_root
+from nestvec.engine.verification import VerifyReport, verify_database
+from nestvec.errors import Conflict, DatabaseLocked, NotFound
 
-FORMAT_VERSION = 1
-_FORMAT_FILE = "nestvec.json"
 _SERVICE_LOCK = "SERVICE.lock"
 
 
@@ -30,52 +47,23 @@ def open(path: str | os.PathLike[str], *, create: bool = True) -> Database:
     this nestvec does not read. Many processes may hold a database open; see `Database.acquire_service_lock`.
     """
     root = Path(path)
-    if not (root / _FORMAT_FILE).is_file():
-        _create(root, create)
-    _check_format(root / _FORMAT_FILE)
+    open_root(root, create)
     return Database(root)
-
-
-def _create(root: Path, create: bool) -> None:
-    if not create:
-        raise NotFound(f"{root} holds no nestvec database; `nestvec build` or nestvec.open(create=True) makes one")
-    if root.exists() and not root.is_dir():
-        raise Conflict(f"{root} is a file; a database is a directory")
-    if root.is_dir() and any(not name.startswith("tmp-") for name in os.listdir(root) if name != _FORMAT_FILE):
-        raise Conflict(
-            f"{root} is not empty and has no {_FORMAT_FILE}: it is no nestvec database. If it was one, "
-            f"restore {_FORMAT_FILE}; otherwise choose another directory"
-        )
-    files.new_directory(root, parents=True)
-    temporary = root / f"tmp-{uuid.uuid4().hex}.json"
-    files.write_file(temporary, json.dumps({"format": "nestvec", "version": FORMAT_VERSION}).encode())
-    files.publish(temporary, root / _FORMAT_FILE)
-
-
-def _check_format(path: Path) -> None:
-    try:
-        content = json.loads(path.read_bytes())
-        found = (content["format"], content["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(str(path), f"is unreadable: {error!r}") from None
-    if found != ("nestvec", FORMAT_VERSION):
-        raise Damaged(
-            str(path),
-            f"says format {found[0]} version {found[1]}; this nestvec reads nestvec version "
-            f"{FORMAT_VERSION}. Open it with the release that wrote it",
-        )
 
 
 class Database:
     """An open database. Use `nestvec.open`; close it, or use it as a context manager."""
 
     def __init__(self, root: Path) -> None:
-        catalog.check_sqlite()
+        sqlite.check_sqlite()
         self.path = root
         self._collections = files.new_directory(root / "collections")
         self._opened: dict[str, Collection] = {}
+        self._by_name: dict[str, Collection] = {}
         self._lock = threading.RLock()
-        self._service_lock: files.FileLock | None = None
+        self._service_lock: FileLock | None = None
+        self._ledger: Ledger | None = None
+        self._jobs: Jobs | None = None
         lock = self._directory_lock()
         if lock.try_acquire():
             try:
@@ -83,6 +71,8 @@ class Database:
                 files.sweep_temporary(root)
             finally:
                 lock.release()
+        for folder in (SNAPSHOTS, JOBS):
+            scratch.sweep(root / folder)
         for directory in self._directories():
             self._open_directory(directory)
 
@@ -101,22 +91,38 @@ class Database:
         granularities: Sequence[int] | None = None,
         dtype: Dtype = "float32",
         encoder: str | None = None,
+        chunking: Chunking | None = None,
+        fields: Fields | None = None,
+        bm25: bool | None = None,
+        bm25_fields: Sequence[str] = (),
         exist_ok: bool = False,
     ) -> Collection:
-        """Create a collection. With `encoder` dims and granularities come from it. `exist_ok` returns an existing one
-        of the same configuration. Raises Conflict, InvalidInput."""
+        """Create a collection. With `encoder` dims and granularities come from it. `chunking` splits texts into
+        chunks, and searches find whole documents. `fields` declares the types of payload fields: "string", "number",
+        "bool" or "datetime" (or arrays of it); a write that differs is refused. `exist_ok` returns an existing
+        collection of the same configuration. `bm25` (None: where there is an encoder) lets texts, and the strings in
+        the payload fields `bm25_fields`, be searched by their words. Raises Conflict, InvalidInput, and what the
+        encoder's loading raises."""
         check_name(name)
-        config = _config(dims, metric, granularities, dtype, encoder)
+        bm25 = True if bm25 is None and bm25_fields else bm25
+        config = replace(
+            settle(dims, metric, granularities, dtype, encoder, chunking),
+            fields=fields or {},
+            bm25=encoder is not None if bm25 is None else bm25,
+            bm25_fields=tuple(bm25_fields),
+        )
         with self._lock, self._directories_locked():
             existing = self._find(name)
             if existing is not None:
-                return self._existing(existing, name, config, exist_ok)
-            taken = [int(path.name) for path in self._directories()]
-            final = self._collections / f"{max(taken, default=0) + 1:06d}"
+                return self._existing(existing, name, config, exist_ok, bm25)
+            self._check_no_alias(name)
+            final = self._next_directory()
             with files.staging(self._collections, "create") as directory:
                 Layout(directory).create()
                 catalog.create_catalog(
-                    directory / catalog.FILE_NAME, {"name": name, "config": json.dumps(config.to_json())}
+                    directory / catalog.FILE_NAME,
+                    {"name": name, "identity": uuid.uuid4().hex, "config": json.dumps(config.to_json())},
+                    lexical.schema(config),
                 )
                 files.fsync_directory(directory)
                 files.crash_point("create-staged")
@@ -124,22 +130,39 @@ class Database:
             files.crash_point("create-renamed")
             return self._open_directory(final)
 
-    def _existing(self, directory: Path, name: str, config: CollectionConfig, exist_ok: bool) -> Collection:
+    def _existing(
+        self, directory: Path, name: str, config: CollectionConfig, exist_ok: bool, bm25: bool | None
+    ) -> Collection:
         collection = self._open_directory(directory)
+        if bm25 is None:  # not asked for: the collection may be older than its default
+            config = replace(config, bm25=collection.config.bm25, bm25_fields=collection.config.bm25_fields)
         if not exist_ok:
             raise Conflict(f"collection {name!r} exists already")
-        if collection.config != config:
+        if not same(collection.config, config):
             raise Conflict(f"collection {name!r} exists with {collection.config}, asked for {config}")
         return collection
 
     def collection(self, name: str) -> Collection:
-        """The collection of this name. Raises NotFound."""
+        """The collection of this name, or of this alias. Raises NotFound."""
         check_name(name)
         with self._lock:
             directory = self._find(name)
+            if directory is None and self._has_ledger():
+                named = naming.resolve(self.ledger, name)
+                directory = None if named is None else self._find(named)
             if directory is None:
                 raise NotFound(f"there is no collection {name!r} in {self.path}")
             return self._open_directory(directory)
+
+    def opened(self, name: str) -> Collection | None:
+        """The collection of this name or alias if this process has it open: `collection` without waiting for anybody.
+
+        None says nothing: ask `collection`, which looks at the directory.
+        """
+        found = self._by_name.get(name)
+        if found is None and self._ledger is not None:
+            found = self._by_name.get(naming.resolve(self._ledger, name) or "")
+        return None if found is None or found.deleted else found
 
     def collections(self) -> list[CollectionInfo]:
         """Facts about every collection, by name."""
@@ -148,12 +171,17 @@ class Database:
         return sorted((collection.info() for collection in opened), key=lambda info: info.name)
 
     def delete_collection(self, name: str) -> None:
-        """Delete a collection and all its files. Raises NotFound, Busy while it is built, sealed or compacted."""
+        """Delete a collection and all its files.
+
+        Raises NotFound, Conflict while an alias names it, Busy while it is built, sealed or compacted.
+        """
         check_name(name)
         with self._lock, self._directories_locked():
             directory = self._find(name)
             if directory is None:
                 raise NotFound(f"there is no collection {name!r} in {self.path}")
+            if self._has_ledger():
+                naming.check_unnamed(self.ledger, name)
             lock = Layout(directory).maintenance_lock()
             lock.acquire(1.0, f"delete collection {name!r}")
             try:
@@ -165,27 +193,147 @@ class Database:
             self._forget(directory.name)
             files.remove_tree(doomed)
 
+    def aliases(self) -> dict[str, str]:
+        """Alias -> the collection that it names."""
+        return naming.all_aliases(self.ledger) if self._has_ledger() else {}
+
+    def switch_aliases(self, switches: Sequence[AliasSwitch]) -> dict[str, str]:
+        """Let aliases name other collections, or nothing: all switches at one instant, or none. All aliases after it.
+
+        Raises InvalidInput, Conflict where an alias is a collection's name, NotFound where there is no such collection
+        or no such alias to take away.
+        """
+        ledger = self.ledger
+        with self._lock, self._directories_locked():
+            return naming.switch(ledger, switches, lambda name: self._find(name) is not None)
+
+    def snapshot(self, collection: str, *, progress: Progress | None = None) -> SnapshotInfo:
+        """Write a collection, as it is at one instant, into one file in the database directory, while searches and
+        writes go on; `restore` reads it. Raises NotFound."""
+        return backup.take(self.collection(collection), self.path, progress or silent)
+
+    def snapshots(self) -> list[SnapshotInfo]:
+        """The snapshots in the database directory, by name."""
+        return backup.stored(self.path)
+
+    def snapshot_file(self, name: str) -> Path:
+        """Where a snapshot's file is. Raises NotFound."""
+        return backup.path_of(name, self.path)
+
+    def add_snapshot(self, chunks: Iterable[bytes]) -> SnapshotInfo:
+        """Keep a snapshot's file that comes from elsewhere. Raises InvalidInput for what is none, or not whole."""
+        return backup.store(chunks, self.path)
+
+    def delete_snapshot(self, name: str) -> None:
+        """Delete a snapshot's file. Raises NotFound."""
+        files.remove_file(backup.path_of(name, self.path))
+        files.fsync_directory(self.path / SNAPSHOTS)
+
+    def restore(self, source: Path | str, name: str, *, progress: Progress | None = None) -> Collection:
+        """Make a new collection `name` from a snapshot of this database (its name) or from a snapshot's file (a Path).
+
+        All of it appears, verified, or nothing. Raises NotFound, Conflict where the name is taken, InvalidInput for a
+        file that is no snapshot, Damaged for one that is not whole.
+        """
+        check_name(name)
+        path = source if isinstance(source, Path) else backup.path_of(source, self.path)
+        with self._lock:
+            self._check_free(name)
+        unpacked = backup.unpacked(path, name, self.path, progress or silent)
+        with unpacked as directory, self._lock, self._directories_locked():
+            self._check_free(name)
+            final = self._next_directory()
+            files.publish(directory, final)
+            files.crash_point("restore-renamed")
+            return self._open_directory(final)
+
+    def verify(self) -> list[VerifyReport]:
+        """Read every stored byte: a report on each collection, on the ledger and on each snapshot."""
+        return verify_database(self.path)
+
+    def create_key(self, name: str, scope: str, collections: Sequence[str] | None = None) -> tuple[KeyInfo, str]:
+        """Make an API key of scope "read", "write" or "admin", for these collections or (None) for all; an alias
+        counts as the collection that it names now. Returns its facts and its secret, which is never shown again.
+
+        Raises InvalidInput, Conflict where a key has this name.
+        """
+        if collections is not None and not isinstance(collections, str):
+            named = self.aliases()
+            collections = [named.get(name, name) for name in collections]
+        return api_keys.create_key(self.ledger, name, scope, collections)
+
+    def keys(self) -> list[KeyInfo]:
+        """The API keys, by name, without their secrets."""
+        return api_keys.all_keys(self.ledger) if self._has_ledger() else []
+
+    def revoke_key(self, name: str) -> None:
+        """Take an API key away: requests with it are refused from now on, by every process. Raises NotFound."""
+        api_keys.revoke_key(self.ledger, name)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What belongs to no collection: aliases, API keys, jobs. Made when it is first asked for."""
+        with self._lock:
+            if self._ledger is None:
+                if not self._has_ledger():
+                    with self._directories_locked():
+                        if not self._has_ledger():
+                            create_ledger(self.path / LEDGER_FILE)
+                self._ledger = Ledger(self.path / LEDGER_FILE)
+            return self._ledger
+
+    @property
+    def jobs(self) -> Jobs:
+        """The jobs of all processes; those that are submitted here run in a thread of this one, until `close`."""
+        with self._lock:
+            if self._jobs is None:
+                self._jobs = Jobs(self.ledger)
+            return self._jobs
+
     def acquire_service_lock(self) -> None:
         """Claim the directory for one service, until `close`. Raises DatabaseLocked with the holder's pid."""
         if self._service_lock is not None:
             return
-        lock = files.FileLock(self.path / _SERVICE_LOCK)
+        lock = FileLock(self.path / _SERVICE_LOCK)
         if not lock.try_acquire():
             raise DatabaseLocked(str(self.path), lock.holder())
         lock.write_pid()
         self._service_lock = lock
 
     def close(self) -> None:
-        """Close every collection and give the service lock back."""
+        """Stop the jobs, close every collection and give the service lock back."""
+        if self._jobs is not None:
+            self._jobs.close()  # outside the lock: a running job may want it before it ends
         with self._lock:
+            self._jobs = None
             for name in list(self._opened):
                 self._forget(name)
+            if self._ledger is not None:
+                self._ledger.close()
+                self._ledger = None
             if self._service_lock is not None:
                 self._service_lock.release()
                 self._service_lock = None
 
-    def _directory_lock(self) -> files.FileLock:
-        return files.FileLock(self._collections / "LOCK")
+    def _has_ledger(self) -> bool:
+        return self._ledger is not None or (self.path / LEDGER_FILE).exists()
+
+    def _check_no_alias(self, name: str) -> None:
+        if self._has_ledger():
+            naming.check_free(self.ledger, name)
+
+    def _check_free(self, name: str) -> None:
+        if self._find(name) is not None:
+            raise Conflict(f"collection {name!r} exists already")
+        self._check_no_alias(name)
+
+    def _next_directory(self) -> Path:
+        """Where the next collection goes. The caller holds the lock of the directory."""
+        taken = [int(path.name) for path in self._directories()]
+        return self._collections / f"{max(taken, default=0) + 1:06d}"
+
+    def _directory_lock(self) -> FileLock:
+        return FileLock(self._collections / "LOCK")
 
     @contextmanager
     def _directories_locked(self) -> Iterator[None]:
@@ -213,27 +361,12 @@ class Database:
             collection = None
         if collection is None:
             collection = self._opened[directory.name] = Collection(directory)
+            self._by_name[collection.name] = collection
         return collection
 
     def _forget(self, directory: str) -> None:
         collection = self._opened.pop(directory, None)
         if collection is not None:
+            if self._by_name.get(collection.name) is collection:
+                del self._by_name[collection.name]
             collection.close()
-
-
-def _config(
-    dims: int | None, metric: Metric, granularities: Sequence[int] | None, dtype: Dtype, encoder: str | None
-) -> CollectionConfig:
-    chosen = tuple(granularities or ())
-    if encoder is None:
-        if dims is None:
-            raise InvalidInput("a collection needs dims, or an encoder that knows them")
-        return CollectionConfig(dims, metric, chosen, dtype)
-    from nestvec.engine.encoders.registry import load_encoder
-
-    loaded = load_encoder(encoder)
-    if dims is not None and dims != loaded.dims:
-        raise InvalidInput(f"encoder {encoder!r} makes vectors of {loaded.dims} dims, asked for {dims}")
-    return CollectionConfig(
-        loaded.dims, metric, chosen or tuple(loaded.granularities), dtype, encoder, loaded.fingerprint
-    )

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine.coordinates import F32, rotate_queries
-from nestvec.engine.plan import Plan, check_int8
+from nestvec.engine.plan import Plan, check_int8, wider
+from nestvec.engine.routes import Searcher, require
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, SegmentView, Snapshot
+from nestvec.errors import InvalidInput
 from nestvec.index.scan import exact_search_batch
-from nestvec.index.soar.search import SoarSearcher
 from nestvec.index.work import Work
 
 EXACT = Plan("exact")
@@ -23,33 +24,58 @@ Rows = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best rows of one query: sequence numbers i64 [m] and scores f32 [m], in order, and how they were found."""
+    """The best rows of one query: sequence numbers i64 [m] and scores f32 [m], in order, and how they were found.
+
+    `plan` is None where no vectors were searched.
+    """
 
     seqs: NDArray[np.int64]
     scores: NDArray[np.float32]
-    plan: Plan
+    plan: Plan | None
     work: Work
 
 
 def execute(snapshot: Snapshot, config: CollectionConfig, queries: F32, k: int, plan: Plan) -> list[Found]:
     """Answer prepared, unrotated queries f32 [b, dims]: min(k, live rows) hits each, score descending, then seq.
 
-    Where a soar plan finds fewer than that, the query is answered exactly instead, and its plan says so. Raises
-    InvalidInput where the plan needs more than the snapshot's index holds.
+    Where a plan finds fewer than that, a wider one is tried, then the exact scan, and the answer's plan says so; its
+    work is that of all tries. Raises InvalidInput where the plan needs another index than the snapshot's, or more than
+    it holds, MissingDependency where that index is a library's that is not installed.
     """
     rotated = rotate_queries(queries, snapshot.rotation)
-    searcher = snapshot.sealed.searcher if plan.route == "soar" else None
+    searcher = _searcher(snapshot, plan)
     if searcher is None:
         return _exact(snapshot, config, rotated, k, [Work() for _ in rotated])
     check_int8(plan, snapshot.rescore_dims)
-    found = _soar(snapshot, searcher, config, rotated, k, plan)
+    found = _indexed(snapshot, searcher, config, rotated, k, plan)
     wanted = min(k, snapshot.rows)
-    short = [i for i, answer in enumerate(found) if len(answer.seqs) < wanted]
-    if short:
-        widened = _exact(snapshot, config, rotated[short], k, [found[i].work for i in short])
-        for i, answer in zip(short, widened, strict=True):
+    for last in (False, True):
+        short = [i for i, answer in enumerate(found) if len(answer.seqs) < wanted]
+        if not short:
+            break
+        if last:
+            redone = _exact(snapshot, config, rotated[short], k, [Work() for _ in short])
+        else:
+            redone = _indexed(snapshot, searcher, config, rotated[short], k, wider(plan))
+        for i, answer in zip(short, redone, strict=True):
+            answer.work.add(found[i].work)
             found[i] = answer
     return found
+
+
+def _searcher(snapshot: Snapshot, plan: Plan) -> Searcher | None:
+    """What runs the plan; None: the exact scan, which also stands in for an index that there is not."""
+    generation = snapshot.generation
+    if plan.route == "exact" or generation is None:
+        return None
+    if plan.route != generation.route:
+        raise InvalidInput(
+            f"this collection's index is for the route {generation.route!r}, got a plan for {plan.route!r}: "
+            f"use a plan for {generation.route!r} or 'exact', or none"
+        )
+    if generation.model is None:
+        require(generation.route)
+    return snapshot.sealed.searcher
 
 
 def _exact(snapshot: Snapshot, config: CollectionConfig, queries: F32, k: int, works: list[Work]) -> list[Found]:
@@ -75,8 +101,8 @@ def _scan(
     return found, total
 
 
-def _soar(
-    snapshot: Snapshot, searcher: SoarSearcher, config: CollectionConfig, queries: F32, k: int, plan: Plan
+def _indexed(
+    snapshot: Snapshot, searcher: Searcher, config: CollectionConfig, queries: F32, k: int, plan: Plan
 ) -> list[Found]:
     """One call over all coded segments; segments without an index, and growing rows, are scanned exactly."""
     if len(queries) == 1:

@@ -14,8 +14,11 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.calibration.store import read_calibration
 from nestvec.engine.coordinates import F32, to_stored
+from nestvec.engine.filters.columns import GrowingColumns, SealedColumns
 from nestvec.engine.progress import silent
+from nestvec.engine.routes import FirstStage, Model
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, Live, SealedSegments, SegmentView, Snapshot, kill
 from nestvec.engine.storage import catalog, files
@@ -31,8 +34,6 @@ from nestvec.engine.storage.generation import (
 from nestvec.engine.storage.layout import Layout
 from nestvec.engine.storage.segment import Segment, open_segment
 from nestvec.errors import Damaged
-from nestvec.index.soar.search import SoarIndex
-from nestvec.index.soar.train import SoarModel
 
 log = logging.getLogger("nestvec")
 
@@ -49,6 +50,7 @@ class _DeltaBuffer:
         self._seqs = np.empty(0, np.int64)
         self._vectors = np.empty((0, config.dims), config.dtype)
         self._norms = np.empty(0, np.float32) if config.metric == "cosine" else None
+        self._columns = GrowingColumns()
 
     def append(self, seqs: NDArray[np.int64], user: F32, rotation: F32 | None) -> None:
         vectors, norms = to_stored(user, self._config, rotation)
@@ -74,7 +76,7 @@ class _DeltaBuffer:
         if live is not None and len(live) < n:
             live = np.concatenate([live, np.ones(n - len(live), np.bool_)])
         norms = None if self._norms is None else self._norms[:n]
-        delta = Delta(self._seqs[:n], self._vectors[:n], norms, live, 0)
+        delta = Delta(self._seqs[:n], self._vectors[:n], norms, live, 0, self._columns)
         live, count = kill(delta.find(dead)[1], live, n)
         return replace(delta, live=live, live_rows=count)
 
@@ -128,6 +130,13 @@ class SnapshotKeeper:
     def _restless(self) -> Damaged:
         return Damaged(str(self._layout.root), "changed faster than it could be read")
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the snapshot held is of this instant."""
+        with self._catalog.read() as connection:
+            known = self._snapshot
+            return known is not None and known.state == catalog.read_state(connection)
+
     def forget(self) -> None:
         """Drop the snapshot, so that the next read opens every file again."""
         with self._lock:
@@ -179,7 +188,8 @@ class SnapshotKeeper:
             raise
         dead = catalog.tombstones_after(connection, known.state.tombstone)
         sealed = known.sealed.without(dead) if len(dead) else known.sealed
-        return Snapshot(state, known.generation, sealed, self._buffer.view(known.delta.live, dead))
+        delta = self._buffer.view(known.delta.live, dead)
+        return Snapshot(state, known.generation, sealed, delta, calibration=known.calibration)
 
     def _load(self, connection: apsw.Connection, known: Snapshot | None, state: State) -> Snapshot:
         generation = self._generation(connection, known)
@@ -187,7 +197,9 @@ class SnapshotKeeper:
         segments = self._views(connection, generation, known.segments if known else ())
         self._buffer = _DeltaBuffer(self._config)
         self._fill(connection, 0, rotation)
-        return Snapshot(state, generation, SealedSegments(segments), self._buffer.view(None, np.empty(0, np.int64)))
+        delta = self._buffer.view(None, np.empty(0, np.int64))
+        calibration = read_calibration(connection, generation.number) if generation else None
+        return Snapshot(state, generation, SealedSegments(segments), delta, calibration=calibration)
 
     def _views(
         self, connection: apsw.Connection, generation: Generation | None, known: tuple[SegmentView, ...]
@@ -229,19 +241,18 @@ class SnapshotKeeper:
         room: int,
     ) -> SegmentView:
         segment = known.segment if known else open_segment(self._layout.segment(number), number, crc, self._config)
+        columns = known.columns if known else SealedColumns(segment.seqs)
         if generation is None or generation.model is None:
-            return SegmentView(segment, None, segment.rows, None, None)
+            return SegmentView(segment, None, segment.rows, None, None, columns)
         if known is not None and known.generation == generation.number:
             first = known.first
         elif postings_crc is None:
             first = code_vectors(generation.model, segment.vectors)
         else:
             first = self._first_stage(segment, generation.number, generation.model, postings_crc, room)
-        return SegmentView(segment, None, segment.rows, first, generation.number)
+        return SegmentView(segment, None, segment.rows, first, generation.number, columns)
 
-    def _first_stage(
-        self, segment: Segment, generation: int, model: SoarModel, postings_crc: int, room: int
-    ) -> SoarIndex:
+    def _first_stage(self, segment: Segment, generation: int, model: Model, postings_crc: int, room: int) -> FirstStage:
         path = self._layout.posting_lists(generation, segment.number)
         try:
             return open_postings(path, postings_crc, model, room)
@@ -253,7 +264,7 @@ class SnapshotKeeper:
             log.warning("%s; quarantined, rebuilding the posting lists from the vectors", error)
         return self._rebuild(segment, generation, model, postings_crc, room)
 
-    def _rebuild(self, segment: Segment, generation: int, model: SoarModel, postings_crc: int, room: int) -> SoarIndex:
+    def _rebuild(self, segment: Segment, generation: int, model: Model, postings_crc: int, room: int) -> FirstStage:
         """Posting lists are derived: code the segment again, and replace the files if nobody else is at it."""
         lock = self._layout.maintenance_lock()
         if not lock.try_acquire():

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from nestvec.engine.keeper import SnapshotKeeper
 from nestvec.engine.progress import Progress
+from nestvec.engine.routes import Model, lists_of
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.generation import write_generation, write_postings
 from nestvec.engine.storage.layout import Layout
 from nestvec.engine.storage.segment import Segment
 from nestvec.errors import OutcomeUnknown
-from nestvec.index.soar.train import SoarModel
 
 LOCK_SECONDS = 1.0
 
@@ -77,7 +77,7 @@ def publish_segment(part: Part, directory: Path, manifest_crc: int) -> Published
     return Published(number, manifest_crc)
 
 
-def publish_generation(part: Part, model: SoarModel, rotation: NDArray[np.float32] | None) -> Published:
+def publish_generation(part: Part, model: Model, rotation: NDArray[np.float32] | None) -> Published:
     """Write a trained model into its final directory."""
     number = next_number(part, "generation")
     with files.staging(part.layout.root, "generation") as directory:
@@ -89,7 +89,7 @@ def publish_generation(part: Part, model: SoarModel, rotation: NDArray[np.float3
 
 
 def publish_postings(
-    part: Part, generation: int, segment: int, model: SoarModel, vectors: NDArray[Any], progress: Progress
+    part: Part, generation: int, segment: int, model: Model, vectors: NDArray[Any], progress: Progress
 ) -> int:
     """Code a segment's vectors and write its posting lists and int8 rows into their final directory.
 
@@ -127,13 +127,13 @@ def list_postings(connection: apsw.Connection, generation: int, segment: int, ma
     )
 
 
-Trained = tuple[Published | None, SoarModel | None]
+Trained = tuple[Published | None, Model | None]
 """The generation trained for a publication (None: the current one stays) and the model that codes it."""
 Coded = tuple[int | None, list[tuple[int, int]]]
 """The generation of some posting lists, and (segment, manifest crc32c) of each."""
 
 
-def code_segments(part: Part, generation: int, model: SoarModel, segments: list[Segment], progress: Progress) -> Coded:
+def code_segments(part: Part, generation: int, model: Model, segments: list[Segment], progress: Progress) -> Coded:
     """Code and publish the posting lists and int8 rows of several segments."""
     return generation, [
         (each.number, publish_postings(part, generation, each.number, model, each.vectors, progress))
@@ -148,7 +148,7 @@ def list_publication(
     list_segment(connection, segment, rows)
     trained, model = generation
     if trained is not None and model is not None:
-        list_generation(connection, trained, model.config.partitions)
+        list_generation(connection, trained, lists_of(model))
     number, postings = coded
     if number is not None:
         for segment_number, crc in postings:

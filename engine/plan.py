@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from nestvec.errors import InvalidInput
-from nestvec.index.funnel import Cut, FunnelPlan, Stage
+from nestvec.index.funnel import Cut, FunnelPlan, Stage, check_library_plan
 from nestvec.index.metric import StageMetric, check_stage_metric
 from nestvec.index.rescore import STEP
 
 if TYPE_CHECKING:
     from nestvec.engine.schema import CollectionConfig
 
-Route = Literal["exact", "soar"]
+Route = Literal["exact", "soar", "faiss", "scann"]
 
+LIBRARY_ROUTES: tuple[Route, ...] = ("faiss", "scann")
 MIN_ROWS_FOR_SOAR = 2000
 MAX_K = 1000
+WIDER = 3  # times the margins and counts of a plan that found too few rows
 
 # The default funnel. Keeps are (per hit asked for, at least); margins are in units of the model's score spread. They
 # found .99 of the true neighbours of a million text vectors; calibration will choose them from measurements instead.
@@ -29,6 +31,8 @@ DEFAULT_SHORTLIST, DEFAULT_SHORTLIST_MARGIN = (40, 1000), 0.075
 DEFAULT_FIRST_DIMS, DEFAULT_FIRST_KEEP, DEFAULT_FIRST_MARGIN = 192, (20, 400), 0.05
 DEFAULT_LAST_KEEP, DEFAULT_LAST_MARGIN = (8, 150), 0.02
 DEFAULT_STORED_KEEP = (5, 100)
+DEFAULT_LIBRARY_SHORTLIST, DEFAULT_LEAST_LISTS = (20, 200), 16
+FILTERED_CODES_PER_ROW = 80  # a row scored in full takes the time of about a hundred codes, and loses nothing
 DEFAULT_FEW = 20  # hits; more of them need most of a shortlist in full, and a stage on the way saves nothing
 
 
@@ -39,8 +43,10 @@ class Plan:
     `route` "exact" scans every row and ignores the rest. "soar" visits at most `probes` partitions, those whose score
     is within `probe_margin` of the best one's; the `shortlist` cuts the rows found there by the estimates of their
     codes (None: four times what the first stage keeps), and the stages narrow them further. What survives is scored in
-    full. Every cut keeps at least k rows. `stage_metric` "cosine" divides by the prefix norm, in stages over stored
-    vectors. Margins are in units of `Cut`; infinite: no cut by margin.
+    full. "faiss" and "scann" ask another library for the rows that the `shortlist` keeps, in each segment: `probes` are
+    then the lists or leaves visited, or the rows that a walk over a graph keeps in view. They cut by count alone, and
+    their stages read stored vectors. Every cut keeps at least k rows. `stage_metric` "cosine" divides by the prefix
+    norm, in stages over stored vectors. Margins are in units of `Cut`; infinite: no cut by margin.
     """
 
     route: Route = "exact"
@@ -55,15 +61,17 @@ class Plan:
             raise InvalidInput(f"route must be one of {', '.join(get_args(Route))}; got {self.route!r}")
         if isinstance(self.probes, bool) or not isinstance(self.probes, int) or self.probes < 0:
             raise InvalidInput(f"probes must be an integer >= 0, got {self.probes!r}")
-        if self.route == "soar" and self.probes < 1:
-            raise InvalidInput(f"a soar plan probes at least 1 partition, got probes={self.probes!r}")
+        if self.route != "exact" and self.probes < 1:
+            raise InvalidInput(f"a {self.route} plan probes at least 1 partition, got probes={self.probes!r}")
         # The funnel checks the rest; a route without probes gets the least that it accepts.
         checked = FunnelPlan(max(1, self.probes), self.probe_margin, self.shortlist, self.stages, self.stage_metric)
         object.__setattr__(self, "_funnel", checked)
         object.__setattr__(self, "stages", checked.stages)
         object.__setattr__(self, "probe_margin", checked.probe_margin)
-        if self.route == "soar" and not self.stages and self.shortlist is None:
-            raise InvalidInput("a soar plan needs a shortlist or a stage, such as Stage(dims=128, keep=200)")
+        if self.route != "exact" and not self.stages and self.shortlist is None:
+            raise InvalidInput(f"a {self.route} plan needs a shortlist or a stage, such as Stage(dims=128, keep=200)")
+        if self.route in LIBRARY_ROUTES:
+            check_library_plan(checked, self.route)
         _check_keeps([*([self.shortlist] if self.shortlist else []), *self.stages])
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +102,7 @@ class Plan:
 
     @property
     def funnel(self) -> FunnelPlan:
-        """What the index needs to know of a soar plan."""
+        """What the index needs to know of a plan."""
         funnel: FunnelPlan = self.__dict__["_funnel"]
         return funnel
 
@@ -171,6 +179,46 @@ def default_plan(config: CollectionConfig, rows: int, partitions: int, rescore_d
     shortlist = Cut(_keep(k, DEFAULT_SHORTLIST), DEFAULT_SHORTLIST_MARGIN)
     stages = _int8_stages(rescore_dims, k) if rescore_dims else (_stored_stage(config, k),)
     return Plan("soar", probes, stages, probe_margin=DEFAULT_PROBE_MARGIN, shortlist=shortlist)
+
+
+@lru_cache(maxsize=1024)
+def library_plan(route: str, rows: int, lists: int, k: int) -> Plan:
+    """`default_plan` for the index of a library with so many lists (0: a graph, or neither): more stages than the
+    library's estimates and the whole vectors saved nothing."""
+    if rows < MIN_ROWS_FOR_SOAR:
+        return Plan("exact")
+    keep = _keep(k, DEFAULT_LIBRARY_SHORTLIST)
+    probes = min(lists, max(DEFAULT_LEAST_LISTS, math.ceil(lists / 16))) if lists else min(keep, rows)
+    return Plan(cast(Route, route), probes, shortlist=Cut(keep))
+
+
+def wider(plan: Plan) -> Plan:
+    """The plan for a query that found too few rows: the same steps, far less strict."""
+    cut = plan.shortlist
+    return replace(
+        plan,
+        probes=plan.probes if math.isfinite(plan.probe_margin) else WIDER * plan.probes,
+        probe_margin=WIDER * plan.probe_margin,
+        shortlist=None if cut is None else replace(cut, keep=WIDER * cut.keep, margin=WIDER * cut.margin),
+        stages=tuple(replace(stage, keep=WIDER * stage.keep, margin=WIDER * stage.margin) for stage in plan.stages),
+    )
+
+
+def filtered_plan(plan: Plan, partitions: int, matching: int, rows: int) -> Plan:
+    """A plan for `rows` rows, made for a filter that `matching` of them pass: wider, or exact where that is as cheap.
+
+    `partitions`: lists of the index (0: a graph, or neither). What matches may lie in lists far from the best: more
+    lists are visited than rows fall away, and the margin grows faster still. So a filter for one topic, whose rows lie
+    together and away from the query, is answered about as well as one that takes rows anywhere.
+    """
+    if plan.route == "exact" or not matching:
+        return Plan("exact")
+    factor = rows / matching
+    probes = min(partitions or rows, math.ceil(plan.probes * factor**1.5))
+    touched = rows * probes / partitions / FILTERED_CODES_PER_ROW if partitions else probes
+    if matching <= touched:
+        return Plan("exact")
+    return replace(plan, probes=probes, probe_margin=plan.probe_margin * factor**4)
 
 
 def _int8_stages(rescore_dims: int, k: int) -> tuple[Stage, ...]:

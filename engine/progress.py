@@ -7,7 +7,9 @@ from collections.abc import Callable
 Progress = Callable[[str, int, int | None], None]
 """`progress(stage, done, total)`; `total` is None while it is not known.
 
-Stages: read, rotate, train, assign (rows filed and coded), rescore (int8 rows written), publish.
+Stages of builds: read, rotate, train, assign (rows filed and coded), rescore (int8 rows written), publish. Of seal and
+compact: seal, verify, merge (rows), then train, assign and rescore. Of snapshots: catalog (pages), write (bytes); of
+restores: copy (bytes), verify. Of exports and imports: export, import (rows).
 """
 
 

@@ -17,7 +17,7 @@ from nestvec.engine.plan import Plan, check_int8, check_k, check_plan
 from nestvec.engine.storage import catalog
 from nestvec.errors import InvalidInput, NestvecError
 from nestvec.index import kernels
-from nestvec.index.soar.search import native_plan
+from nestvec.index.soar.search import SoarSearcher, native_plan
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -144,7 +144,7 @@ class Reader:
         chosen = plan or self.plan(k)
         searcher = self._snapshot.sealed.searcher
         native = None
-        if chosen.route == "soar" and searcher is not None and not self._snapshot.scanned:
+        if chosen.route == "soar" and isinstance(searcher, SoarSearcher) and not self._snapshot.scanned:
             check_int8(chosen, self._snapshot.rescore_dims)
             native = searcher.native, native_plan(chosen.funnel, k)
         enough = min(k, len(self))

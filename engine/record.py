@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine.plan import Plan
+from nestvec.engine.planner import Choice
 from nestvec.engine.schema import CollectionConfig
 from nestvec.index.work import Work
 
@@ -26,25 +28,87 @@ class Record:
     text: str | None = None
 
 
-@dataclass(eq=False)
 class Hit:
-    """One found record. `score`: higher is better (cosine: the cosine; dot: the product; l2: minus the square)."""
+    """One found record. `score`: higher is better (cosine: the cosine; dot: the product; l2: minus the square).
 
-    id: str
-    score: float
-    payload: dict[str, Any] | None = None
-    text: str | None = None
-    vector: Vector | None = None
+    In a collection with chunking `id` is the chunk's and `document` its document's; elsewhere `document` is None.
+    A payload given as the JSON that is stored (b"null" for none) is decoded when it is first read.
+    """
+
+    __slots__ = ("_payload", "document", "id", "score", "text", "vector")
+
+    def __init__(
+        self,
+        id: str,
+        score: float,
+        payload: dict[str, Any] | bytes | None = None,
+        text: str | None = None,
+        vector: Vector | None = None,
+        document: str | None = None,
+    ) -> None:
+        self.id, self.score, self._payload, self.text, self.vector = id, score, payload, text, vector
+        self.document = document
+
+    def __repr__(self) -> str:
+        return f"Hit(id={self.id!r}, score={self.score!r}, payload={self.payload!r}, text={self.text!r})"
+
+    @property
+    def payload(self) -> dict[str, Any] | None:
+        """The payload; None where there is none, or it was not asked for."""
+        if isinstance(self._payload, bytes):
+            self._payload = payload_of(self._payload)
+        return self._payload
+
+    @property
+    def payload_json(self) -> bytes:
+        """The payload as JSON, b"null" for None."""
+        held = self._payload
+        return held if isinstance(held, bytes) else json.dumps(held, ensure_ascii=False).encode()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; the vector as a list."""
+        vector = None if self.vector is None else self.vector.tolist()
+        return {
+            "id": self.id,
+            "score": self.score,
+            "payload": self.payload,
+            "text": self.text,
+            "vector": vector,
+            "document": self.document,
+        }
+
+
+def payload_of(stored: bytes) -> dict[str, Any] | None:
+    """A payload from its stored form, which is JSON."""
+    return None if stored == b"null" else cast("dict[str, Any]", json.loads(stored))
+
+
+@dataclass(frozen=True)
+class FilterReport:
+    """What a filter left of the live rows: how many, and which share of them.
+
+    mode: "none" there was no filter; "scan" the rows that match were found by the plan; "exact" all were compared.
+    """
+
+    mode: Literal["none", "scan", "exact"]
+    matching: int
+    selectivity: float
 
 
 @dataclass(eq=False)
 class Hits:
-    """The answer to one query, best first, ties by order of writing; `plan`: what was done; `work`: what it touched."""
+    """The answer to one query, best first, ties by order of writing; `plan`: what was done; `work`: what it touched.
+
+    `plan` is None where words alone were searched (rank="bm25"); `work` counts the vectors' side. `choice` says why
+    this plan, and which recall it promises; None where the caller chose.
+    """
 
     hits: list[Hit]
-    plan: Plan
+    plan: Plan | None
     work: Work
     generation: int | None
+    filter: FilterReport
+    choice: Choice | None = None
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
@@ -54,6 +118,20 @@ class Hits:
 
     def __getitem__(self, position: int) -> Hit:
         return self.hits[position]
+
+
+@dataclass(eq=False)
+class Page:
+    """Some records in the order of their writing, and the cursor of the next page; None: this is the last one."""
+
+    records: list[Record]
+    cursor: str | None
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
 
 
 @dataclass(frozen=True)

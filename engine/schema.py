@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast, get_args
 
+from nestvec.engine.chunking import Chunking
+from nestvec.engine.filters.declared import Fields, check_fields
 from nestvec.errors import InvalidInput
 from nestvec.index.granularity import check_granularities, default_granularities
 from nestvec.index.metric import Metric as IndexMetric
@@ -20,12 +22,16 @@ MAX_ID_BYTES = 256
 MAX_PAYLOAD_BYTES = 65536
 MAX_PAYLOAD_DEPTH = 64
 MAX_TEXT_BYTES = 1 << 20
+MAX_BM25_FIELDS = 16
+_BM25_FIELD = re.compile(r"(?=.{1,100}$)[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 @dataclass(frozen=True)
 class CollectionConfig:
-    """What is fixed when a collection is created. `granularities` ascend and end at `dims`."""
+    """What is fixed when a collection is created. `granularities` ascend and end at `dims`. `fields` declares the types
+    of payload fields: "string", "number", "bool" or "datetime". `bm25`: texts can be searched by their words, and so
+    can the strings in the payload fields `bm25_fields` ("title", "author.name")."""
 
     dims: int
     metric: Metric = "cosine"
@@ -33,6 +39,10 @@ class CollectionConfig:
     dtype: Dtype = "float32"
     encoder: str | None = None
     encoder_fingerprint: str | None = None
+    chunking: Chunking | None = None
+    fields: Fields = field(default_factory=dict, hash=False)
+    bm25: bool = False
+    bm25_fields: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.dims, bool) or not isinstance(self.dims, int) or not 1 <= self.dims <= MAX_DIMS:
@@ -41,6 +51,11 @@ class CollectionConfig:
             raise InvalidInput(f"metric must be one of {', '.join(get_args(Metric))}; got {self.metric!r}")
         if self.dtype not in get_args(Dtype):
             raise InvalidInput(f"dtype must be one of {', '.join(get_args(Dtype))}; got {self.dtype!r}")
+        if self.chunking is not None and self.encoder is None:
+            raise InvalidInput("chunking needs an encoder: vectors of whole documents cannot be cut")
+        object.__setattr__(self, "fields", check_fields(self.fields))
+        object.__setattr__(self, "bm25_fields", tuple(self.bm25_fields))
+        _check_bm25(self.bm25, self.bm25_fields)
         chosen = tuple(self.granularities) or default_granularities(self.dims)
         object.__setattr__(self, "granularities", check_granularities(chosen, self.dims))
 
@@ -58,6 +73,10 @@ class CollectionConfig:
             "dtype": self.dtype,
             "encoder": self.encoder,
             "encoder_fingerprint": self.encoder_fingerprint,
+            "chunking": None if self.chunking is None else self.chunking.to_json(),
+            "fields": dict(self.fields),
+            "bm25": self.bm25,
+            "bm25_fields": list(self.bm25_fields),
         }
 
     @classmethod
@@ -70,7 +89,26 @@ class CollectionConfig:
             cast(Dtype, data["dtype"]),
             data["encoder"],
             data["encoder_fingerprint"],
+            chunking=Chunking.from_json(data["chunking"]) if data.get("chunking") else None,
+            fields=data.get("fields", {}),
+            bm25=data.get("bm25", False),
+            bm25_fields=tuple(data.get("bm25_fields", ())),
         )
+
+
+def _check_bm25(bm25: bool, names: tuple[str, ...]) -> None:
+    if not isinstance(bm25, bool):
+        raise InvalidInput(f"bm25 is true or false, got {bm25!r:.100}")
+    if names and not bm25:
+        raise InvalidInput("bm25_fields are searched by their words: they need bm25=True")
+    if len(set(names)) != len(names) or len(names) > MAX_BM25_FIELDS:
+        raise InvalidInput(f"bm25_fields are at most {MAX_BM25_FIELDS} different fields, got {names!r:.200}")
+    for name in names:
+        if not isinstance(name, str) or not _BM25_FIELD.fullmatch(name):
+            raise InvalidInput(
+                "a field of bm25_fields is 1 to 100 characters of a-z, A-Z, 0-9, _ and -, with dots between the names "
+                f"of nested objects; got {name!r:.100}"
+            )
 
 
 def check_name(name: str) -> str:

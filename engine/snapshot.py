@@ -7,16 +7,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.calibration.points import Calibration
 from nestvec.engine.coordinates import F32
-from nestvec.engine.plan import Plan, default_plan
+from nestvec.engine.filters.columns import GrowingColumns, SealedColumns
+from nestvec.engine.filters.tree import Filter
+from nestvec.engine.plan import LIBRARY_ROUTES, Plan, default_plan, filtered_plan, library_plan
+from nestvec.engine.planner import Choice, Goal, Scope, choose, without_calibration
+from nestvec.engine.recent import Recent
+from nestvec.engine.routes import FirstStage, Model, Searcher, lists_of, open_searcher
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.storage.catalog import State
 from nestvec.engine.storage.generation import Generation
 from nestvec.engine.storage.segment import Segment
-from nestvec.index.soar.search import SearchPart, SoarIndex, SoarSearcher
 from nestvec.index.soar.train import SoarModel
 
 Live = NDArray[np.bool_] | None
@@ -29,13 +35,19 @@ class SegmentView:
     segment: Segment
     live: Live
     live_rows: int
-    first: SoarIndex | None
+    first: FirstStage | None
     generation: int | None
+    columns: SealedColumns
 
     def without(self, dead: NDArray[np.int64]) -> SegmentView:
         """The same with these sequence numbers dead too."""
         live, count = kill(self.segment.find(dead)[1], self.live, self.segment.rows)
         return self if live is self.live else replace(self, live=live, live_rows=count)
+
+    def matching(self, connection: apsw.Connection, state: State, filter: Filter) -> SegmentView:
+        """The same with only those rows alive that match the filter."""
+        live, count = both(self.columns.mask(connection, state, filter), self.live)
+        return replace(self, live=live, live_rows=count)
 
 
 class SealedSegments:
@@ -47,16 +59,17 @@ class SealedSegments:
         self.coded = tuple(view for view in live if view.first is not None)
         self.uncoded = tuple(view for view in live if view.first is None)
         self._lock = threading.Lock()
-        self._searcher: SoarSearcher | None = None
+        self._searcher: Searcher | None = None
+        self._matching: Recent[Filter, SealedSegments] = Recent()
 
     @property
-    def searcher(self) -> SoarSearcher | None:
+    def searcher(self) -> Searcher | None:
         """One searcher over all coded segments, made by the first search that asks; None where there are none."""
         if self._searcher is None and self.coded:
             with self._lock:
-                self._searcher = self._searcher or SoarSearcher(
+                self._searcher = self._searcher or open_searcher(
                     [
-                        SearchPart(view.first, view.segment.vectors, view.segment.seqs, view.live)
+                        (view.first, view.segment.vectors, view.segment.seqs, view.live)
                         for view in self.coded
                         if view.first is not None
                     ]
@@ -69,6 +82,14 @@ class SealedSegments:
         unchanged = all(new is old for new, old in zip(views, self.views, strict=True))
         return self if unchanged else SealedSegments(views)
 
+    def matching(self, connection: apsw.Connection, state: State, filter: Filter) -> SealedSegments:
+        """The same with only those rows alive that match the filter; kept for filters that come again."""
+        found = self._matching.get(filter)
+        if found is None:
+            views = tuple(view.matching(connection, state, filter) for view in self.views)
+            found = self._matching.keep(filter, SealedSegments(views))
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Delta:
@@ -79,6 +100,12 @@ class Delta:
     norms: NDArray[np.float32] | None
     live: Live
     live_rows: int
+    columns: GrowingColumns
+
+    def matching(self, connection: apsw.Connection, state: State, filter: Filter) -> Delta:
+        """The same with only those rows alive that match the filter."""
+        live, count = both(self.columns.mask(self.seqs, connection, state, filter), self.live)
+        return replace(self, live=live, live_rows=count)
 
     def find(self, seqs: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(positions in the argument, rows here) of the sequence numbers that are growing rows."""
@@ -98,18 +125,47 @@ def kill(rows: NDArray[np.int64], live: Live, total: int) -> tuple[Live, int]:
     return live, total if live is None else int(np.count_nonzero(live))
 
 
+def both(mask: NDArray[np.bool_], live: Live) -> tuple[Live, int]:
+    """(where both hold, in how many rows that is)."""
+    live = mask if live is None else mask & live
+    return live, int(np.count_nonzero(live))
+
+
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One instant: `state` tells which. `rows` counts live rows."""
+    """One instant: `state` tells which. `rows` counts live rows. `whole`: where a filter took its live rows from."""
 
     state: State
     generation: Generation | None
     sealed: SealedSegments
     delta: Delta
+    whole: Snapshot | None = None
+    calibration: Calibration | None = None
 
     @property
     def segments(self) -> tuple[SegmentView, ...]:
         return self.sealed.views
+
+    def matching(self, connection: apsw.Connection, filter: Filter) -> Snapshot:
+        """The same instant with only those rows alive that match the filter: what every route searches under it.
+
+        `connection` is in the transaction of this instant. The first filter on a field reads every payload.
+        """
+        found = self._matching.get(filter)
+        if found is None:
+            sealed = self.sealed.matching(connection, self.state, filter)
+            delta = self.delta.matching(connection, self.state, filter)
+            found = self._matching.keep(filter, replace(self, sealed=sealed, delta=delta, whole=self))
+        return found
+
+    @cached_property
+    def _matching(self) -> Recent[Filter, Snapshot]:
+        return Recent()
+
+    @property
+    def selectivity(self) -> float:
+        """The share of the live rows that the filter left; 1 without a filter."""
+        return self.rows / self.whole.rows if self.whole is not None and self.whole.rows else 1.0
 
     @cached_property
     def rows(self) -> int:
@@ -128,30 +184,60 @@ class Snapshot:
         filled = [seqs for seqs in live if len(seqs)]
         return filled[0] if len(filled) == 1 else np.sort(np.concatenate(live))
 
+    @cached_property
+    def seq_mask(self) -> bytes:
+        """One byte for each sequence number from 1 on: 1 where it is a live row."""
+        mask = np.zeros(self.state.seq, np.uint8)
+        mask[self.live_seqs() - 1] = 1
+        return mask.tobytes()
+
     @property
     def rotation(self) -> F32 | None:
         return self.generation.rotation if self.generation else None
 
     @property
-    def model(self) -> SoarModel | None:
+    def model(self) -> Model | None:
         """The current model; None without a generation, or where its model is damaged."""
         return self.generation.model if self.generation else None
 
     @property
     def partitions(self) -> int:
         """Partitions of the model, 0 without one."""
-        return self.model.config.partitions if self.model else 0
+        return lists_of(self.model) if self.model else 0
 
     @property
     def rescore_dims(self) -> int:
         """Dims of the int8 rows, 0 without any."""
-        return self.model.config.rescore_dims if self.model else 0
+        return self.model.config.rescore_dims if isinstance(self.model, SoarModel) else 0
 
     @property
     def keeps_int8(self) -> bool:
         """Whether a new model should have int8 rows: as the current one, and where there is none, yes."""
-        return self.model is None or self.rescore_dims > 0
+        return not isinstance(self.model, SoarModel) or self.rescore_dims > 0
+
+    def choose(self, config: CollectionConfig, goal: Goal, k: int) -> Choice:
+        """The plan of a query that brings none, and why."""
+        made = self._choices.get((goal, k))
+        if made is None:
+            made = self._choices.keep((goal, k), self._chosen(config, goal, k))
+        return made
+
+    @cached_property
+    def _choices(self) -> Recent[tuple[Goal, int], Choice]:
+        return Recent()
+
+    def _chosen(self, config: CollectionConfig, goal: Goal, k: int) -> Choice:
+        rows = self.whole.rows if self.whole is not None else self.rows
+        if self.calibration is not None and self.sealed.coded:
+            scope = Scope(k, self.rows, rows, config.dims * np.dtype(config.dtype).itemsize)
+            return choose(self.calibration, goal, scope)
+        return without_calibration(self.default_plan(config, k), goal)
 
     def default_plan(self, config: CollectionConfig, k: int) -> Plan:
-        """The plan of a query that brings none."""
-        return default_plan(config, self.rows, self.partitions, self.rescore_dims, k)
+        """The plan of a query that brings none, where nothing was measured."""
+        rows = self.whole.rows if self.whole is not None else self.rows
+        if self.model is not None and self.generation is not None and self.generation.route in LIBRARY_ROUTES:
+            plan = library_plan(self.generation.route, rows, self.partitions, k)
+        else:
+            plan = default_plan(config, rows, self.partitions, self.rescore_dims, k)
+        return plan if self.whole is None else filtered_plan(plan, self.partitions, self.rows, rows)

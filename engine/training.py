@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.routes import Model, check_route
 from nestvec.engine.schema import CollectionConfig
+from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.storage.files import release
 from nestvec.errors import InvalidInput
+from nestvec.index.library.search import LibraryConfig, LibraryModel
 from nestvec.index.soar.train import SoarModel, default_config, train
 
 MIN_TRAINING_ROWS = 1000
@@ -53,6 +56,20 @@ def train_model(
             raise InvalidInput(f"partitions must be from 1 to the number of rows, {total}; got {partitions}")
         settings = replace(settings, partitions=partitions)
     return train(sample_rows(vectors, SAMPLE_ROWS), settings, config.index_metric)
+
+
+def train_library(vectors: NDArray[Any], config: CollectionConfig, total: int, settings: LibraryConfig) -> LibraryModel:
+    """`train_model` for the index of a library."""
+    return settings.train(sample_rows(vectors, SAMPLE_ROWS), config.index_metric, total)
+
+
+def retrain_model(snapshot: Snapshot, vectors: NDArray[Any], config: CollectionConfig) -> Model:
+    """A new model of the snapshot's route, with the settings of its old one, for stored vectors [n, dims]."""
+    generation = snapshot.generation
+    settings = check_route(generation.route, generation.settings, config) if generation else None
+    if settings is None:
+        return train_model(vectors, config, len(vectors), rescore=snapshot.keeps_int8)
+    return train_library(vectors, config, len(vectors), settings)
 
 
 def pca_rotation(sample: NDArray[np.float32]) -> NDArray[np.float32]:

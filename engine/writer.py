@@ -8,14 +8,21 @@ from typing import Any, NamedTuple
 import apsw
 import numpy as np
 from crc32c import crc32c
+from numpy.typing import NDArray
 
+from nestvec.engine.chunking import is_first
 from nestvec.engine.coordinates import F32, as_matrix, bad_rows
+from nestvec.engine.filters.declared import Fields, check_types
 from nestvec.engine.record import Record, UpsertResult
 from nestvec.engine.schema import CollectionConfig, check_id, check_payload, check_text
-from nestvec.engine.storage.catalog import Catalog, last_number, record_crc
+from nestvec.engine.storage.catalog import Catalog, chunk_ids, last_number, meta_value, record_crc
 from nestvec.errors import InvalidInput, InvalidRecord
 
 Encode = Callable[[Sequence[str]], F32]
+
+
+class Reconfigured(Exception):
+    """The configuration changed between the check of some records and their commit: check them again."""
 
 
 class Row(NamedTuple):
@@ -27,10 +34,11 @@ class Row(NamedTuple):
     crc: int
 
 
-def check_row(position: int, id: str, payload: dict[str, Any] | None, text: str | None) -> Row:
+def check_row(position: int, id: str, payload: dict[str, Any] | None, text: str | None, fields: Fields) -> Row:
     """The columns of one record, or InvalidRecord saying which record and why."""
     try:
         checked, data, content = check_id(id), check_payload(payload), check_text(text)
+        check_types(payload, fields)
     except InvalidInput as error:
         raise InvalidRecord(position, id if isinstance(id, str) else None, str(error)) from None
     return Row(checked, data, content, record_crc(checked, data, content))
@@ -49,7 +57,7 @@ def check_records(records: Sequence[Record], config: CollectionConfig, encode: E
     vectors = np.empty((len(records), config.dims), np.float32)
     to_encode: list[int] = []
     for position, record in enumerate(records):
-        row = check_row(position, record.id, record.payload, record.text)
+        row = check_row(position, record.id, record.payload, record.text, config.fields)
         first = seen.setdefault(row.id, position)
         if first != position:
             raise InvalidRecord(position, row.id, f"the same id is already at position {first} of this request")
@@ -77,11 +85,17 @@ def _vector(position: int, record: Record, config: CollectionConfig) -> F32:
     return matrix.reshape(-1)
 
 
-def upsert(catalog: Catalog, rows: Sequence[Row], vectors: F32) -> UpsertResult:
-    """Write checked records; when this returns they are durable and every reader sees them."""
+def upsert(catalog: Catalog, rows: Sequence[Row], vectors: F32, documents: Sequence[str] = ()) -> UpsertResult:
+    """Write checked records; when this returns they are durable and every reader sees them.
+
+    They replace the records of the same ids, and all chunks of `documents`. Raises Reconfigured where they were checked
+    against a configuration that is no longer the stored one.
+    """
     blobs = [vector.tobytes() for vector in vectors.astype("<f4")]
     with catalog.write() as connection:
-        _bury(connection, [row.id for row in rows])
+        if meta_value(connection, "config") != catalog.config:
+            raise Reconfigured
+        _bury(connection, _all_chunks(connection, documents) if documents else [row.id for row in rows])
         seq = last_number(connection, "record")
         connection.executemany(
             "INSERT INTO record(seq, id, payload, text, crc) VALUES (?, ?, ?, ?, ?)",
@@ -100,15 +114,30 @@ def delete(catalog: Catalog, ids: Sequence[str]) -> int:
         return _bury(connection, list(dict.fromkeys(ids)))
 
 
+def delete_documents(catalog: Catalog, documents: Sequence[str]) -> int:
+    """Remove all chunks of the documents that exist; how many documents did."""
+    with catalog.write() as connection:
+        chunks = _all_chunks(connection, list(dict.fromkeys(documents)))
+        _bury(connection, chunks)
+    return sum(map(is_first, chunks))
+
+
+def _all_chunks(connection: apsw.Connection, documents: Sequence[str]) -> list[str]:
+    return [id for document in documents for id in chunk_ids(connection, document)]
+
+
 def _bury(connection: apsw.Connection, ids: Sequence[str]) -> int:
     """Tombstone and delete the present versions of these ids."""
-    seqs = []
-    for id in ids:
-        seq = connection.execute("SELECT seq FROM record WHERE id=?", (id,)).get
-        if seq is not None:
-            seqs.append((seq,))
-    if seqs:
-        connection.executemany("INSERT INTO tombstone(seq) VALUES (?)", seqs)
-        connection.executemany("DELETE FROM record WHERE seq=?", seqs)
-        connection.executemany("DELETE FROM growing WHERE seq=?", seqs)
+    found = (connection.execute("SELECT seq FROM record WHERE id=?", (id,)).get for id in ids)
+    seqs = [seq for seq in found if seq is not None]
+    bury(connection, np.array(seqs, np.int64))
     return len(seqs)
+
+
+def bury(connection: apsw.Connection, seqs: NDArray[np.int64]) -> None:
+    """Tombstone and delete the records of these sequence numbers i64 [n], which exist."""
+    if len(seqs):
+        doomed = (apsw.carray(seqs),)
+        connection.execute("INSERT INTO tombstone(seq) SELECT value FROM carray(?)", doomed)
+        connection.execute("DELETE FROM record WHERE seq IN (SELECT value FROM carray(?))", doomed)
+        connection.execute("DELETE FROM growing WHERE seq IN (SELECT value FROM carray(?))", doomed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import IO
 
@@ -17,22 +18,32 @@ from nestvec.errors import InvalidInput
 
 Array = npt.NDArray[np.generic]
 Blocks = Callable[[int], Iterator[Array]]
+Header = tuple[tuple[int, ...], bool, np.dtype[np.generic]]
 
 
 @dataclass
 class ArrayReader:
-    """A file that is one array [rows, dims]; `blocks` yields it from the top, a given number of rows at a time."""
+    """A file that is one array [rows, dims]; `blocks` yields it from the top, a given number of rows at a time.
+
+    `ids` does the same for an array of strings [rows] that lies beside it.
+    """
 
     dims: int | None
     rows: int | None
     blocks: Blocks
-    fields: frozenset[str] = frozenset({"vectors"})
+    ids: Blocks | None = None
+    fields: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fields = frozenset({"vectors"} if self.ids is None else {"vectors", "ids"})
 
     def chunks(self, rows: int) -> Iterator[Chunk]:
         """Blocks as float32; a number beyond its range becomes infinite, which the build rejects."""
+        ids = None if self.ids is None else self.ids(rows)
         for block in self.blocks(rows):
             with np.errstate(over="ignore"):
-                yield Chunk(len(block), vectors=np.ascontiguousarray(block, np.float32))
+                named = None if ids is None else next(ids).tolist()
+                yield Chunk(len(block), ids=named, vectors=np.ascontiguousarray(block, np.float32))
 
 
 def read_npy(path: Path, columns: Columns) -> ArrayReader:
@@ -47,7 +58,10 @@ def read_npy(path: Path, columns: Columns) -> ArrayReader:
 
 
 def read_npz(path: Path, columns: Columns) -> ArrayReader:
-    """One 2-D member: the one named by `columns.vector`, or the only one. Raises InvalidInput listing the members."""
+    """One 2-D member: the one named by `columns.vector`, or the only one; and its ids, if a member `ids` holds strings.
+
+    Raises InvalidInput listing the members.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             headers = {name.removesuffix(".npy"): _header(archive, name) for name in archive.namelist()}
@@ -59,7 +73,18 @@ def read_npz(path: Path, columns: Columns) -> ArrayReader:
     _check_array(f"{path}, member {member!r}", shape, dtype)
     if fortran:
         raise InvalidInput(f"{path}, member {member!r}: is stored by columns; save it with np.ascontiguousarray")
-    return ArrayReader(shape[1], shape[0], lambda rows: _stream(path, member, rows))
+    ids = _ids(path, headers, shape[0])
+    return ArrayReader(shape[1], shape[0], lambda rows: _stream(path, member, rows), ids)
+
+
+def _ids(path: Path, headers: dict[str, Header], rows: int) -> Blocks | None:
+    """What an export writes beside the vectors."""
+    shape, _, dtype = headers.get("ids", ((), False, np.dtype("f4")))
+    if dtype.kind != "U":
+        return None
+    if shape != (rows,):
+        raise InvalidInput(f"{path}, member 'ids': expected {rows} ids, one for each vector, got {list(shape)}")
+    return lambda size: _stream(path, "ids", size)
 
 
 def read_vecs(path: Path, columns: Columns) -> ArrayReader:
@@ -112,9 +137,6 @@ def _member(path: Path, shapes: dict[str, tuple[int, ...]], wanted: str | None) 
     return matrices[0]
 
 
-Header = tuple[tuple[int, ...], bool, np.dtype[np.generic]]
-
-
 def _header(archive: zipfile.ZipFile, name: str) -> Header:
     with archive.open(name) as stream:
         return _read_header(stream)
@@ -130,13 +152,13 @@ def _read_header(stream: IO[bytes]) -> Header:
 def _stream(path: Path, member: str, size: int) -> Iterator[Array]:
     """Blocks read one after the other out of the archive: a compressed member cannot be mapped."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as stream:
-        (rows, dims), _, dtype = _read_header(stream)
+        (rows, *rest), _, dtype = _read_header(stream)
         for start, end in block_ranges(rows, size):
-            expected = (end - start) * dims * dtype.itemsize
+            expected = (end - start) * prod(rest) * dtype.itemsize
             try:
                 content = stream.read(expected)
             except (zipfile.BadZipFile, EOFError, OSError) as error:
                 raise InvalidInput(f"{path}, member {member!r}: damaged after row {start} ({error})") from error
             if len(content) != expected:
                 raise InvalidInput(f"{path}, member {member!r}: is truncated after row {start}")
-            yield np.frombuffer(content, dtype).reshape(-1, dims)
+            yield np.frombuffer(content, dtype).reshape(-1, *rest)

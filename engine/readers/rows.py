@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -71,8 +73,8 @@ class Chunk:
     size: int
     ids: list[str] | None = None
     vectors: Floats | None = None
-    texts: list[str] | None = None
-    payloads: list[dict[str, Any]] | None = None
+    texts: list[str | None] | None = None
+    payloads: list[dict[str, Any] | None] | None = None
     bad: dict[int, str] = field(default_factory=dict)
 
     def void_bad_rows(self) -> None:
@@ -166,7 +168,9 @@ def _id(value: Any, offset: int, bad: dict[int, str]) -> str:  # noqa: ANN401
     return ""
 
 
-def _text(parts: list[Any], offset: int, bad: dict[int, str], needed: bool) -> str:
+def _text(parts: list[Any], offset: int, bad: dict[int, str], needed: bool) -> str | None:
+    if not needed and all(part is None for part in parts):
+        return None
     wrong = next((part for part in parts if part is not None and not isinstance(part, str)), None)
     if wrong is not None:
         bad.setdefault(offset, f"text: expected a string, got {_kind(wrong)}")
@@ -177,11 +181,15 @@ def _text(parts: list[Any], offset: int, bad: dict[int, str], needed: bool) -> s
     return joined
 
 
-def _payload(value: Any, offset: int, bad: dict[int, str]) -> dict[str, Any]:  # noqa: ANN401
+def _payload(value: Any, offset: int, bad: dict[int, str]) -> dict[str, Any] | None:  # noqa: ANN401
+    """An object, or the JSON of one: what an export to Parquet writes."""
     if value is None or isinstance(value, dict):
-        return value or {}
+        return value
+    if isinstance(value, str):
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(value, type=dict[str, Any] | None)
     bad.setdefault(offset, f"payload: expected an object, got {_kind(value)}")
-    return {}
+    return None
 
 
 def _kind(value: Any) -> str:  # noqa: ANN401

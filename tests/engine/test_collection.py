@@ -166,10 +166,14 @@ def test_a_search_always_gives_k_hits_and_says_when_it_widened(tmp_path: Path) -
         collection = database.create_collection("c", dims=DIMS)
         vectors = some(2500)
         collection.build([Batch(0, vectors=vectors)])
-        assert collection.search(vectors[0]).plan.route == "soar"
         narrow = Plan("soar", 1, (Stage(DIMS, 1000),))
+        held = len(collection.search(vectors[0], k=40, plan=narrow))
+        wider = collection.search(vectors[0], k=100, plan=narrow)
+        assert (held, len(wider), wider.plan.route) == (40, 100, "soar")
+        assert wider.plan.probes > 1
         hits = collection.search(vectors[0], k=1000, plan=narrow)
         assert (len(hits), hits.plan.route) == (1000, "exact")
+        assert hits.work.codes > wider.work.codes > 0
         collection.delete([str(i) for i in range(2495)])
         assert len(collection.search(vectors[0], k=10)) == 5
 

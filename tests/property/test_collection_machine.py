@@ -39,8 +39,8 @@ class Machine(RuleBasedStateMachine):
     def _set(self, id: str, vector: NDArray[np.float32]) -> Record:
         self.count += 1
         self.model.pop(id, None)
-        self.model[id] = (vector, {"n": self.count})
-        return Record(id, vector, {"n": self.count})
+        self.model[id] = (vector, {"n": self.count, "digit": self.count % 10})
+        return Record(id, vector, {"n": self.count, "digit": self.count % 10})
 
     @rule(items=st.dictionaries(IDS, VECTORS, min_size=1, max_size=5))
     def upsert(self, items: dict[str, NDArray[np.float32]]) -> None:
@@ -49,6 +49,16 @@ class Machine(RuleBasedStateMachine):
     @rule(ids=st.sets(IDS, max_size=4))
     def delete(self, ids: set[str]) -> None:
         assert self.collection.delete(sorted(ids)) == sum(self.model.pop(id, None) is not None for id in ids)
+
+    @rule(remainder=st.integers(0, 4))
+    def delete_by_filter(self, remainder: int) -> None:
+        """One in five records, by the last digit of their number."""
+        digits = {"field": "digit", "in": [remainder, remainder + 5]}
+        doomed = [id for id, (_, payload) in self.model.items() if payload["n"] % 5 == remainder]
+        assert self.collection.count(filter=digits) == len(doomed)
+        assert self.collection.delete(filter=digits) == len(doomed)
+        for id in doomed:
+            del self.model[id]
 
     @rule(vectors=st.lists(VECTORS, min_size=1, max_size=4))
     def build(self, vectors: list[NDArray[np.float32]]) -> None:
@@ -85,6 +95,24 @@ class Machine(RuleBasedStateMachine):
             rows, found = reader.search(query, k=k)
             assert (rows.tolist(), found.tolist()) == (best.tolist(), scores[best].tolist())
             assert reader.ids(rows) == [hit.id for hit in hits]
+
+    @rule(query=VECTORS, k=st.integers(1, 20), least=st.integers(0, 9), most=st.integers(0, 9))
+    def search_filtered(self, query: NDArray[np.float32], k: int, least: int, most: int) -> None:
+        hits = self.collection.search(query, k=k, filter={"field": "digit", "range": {"gte": least, "lte": most}})
+        found = {id: vector for id, (vector, payload) in self.model.items() if least <= payload["digit"] <= most}
+        vectors = np.array([*found.values()], np.float32).reshape(-1, DIMS)
+        scores = vectors @ query if self.metric == "dot" else -np.square(vectors - query).sum(axis=1)
+        assert [hit.id for hit in hits] == [list(found)[i] for i in np.argsort(-scores, kind="stable")[:k]]
+        assert hits.filter.matching == len(found)
+
+    @rule(limit=st.integers(1, 5))
+    def scroll(self, limit: int) -> None:
+        page = self.collection.scroll(limit=limit)
+        ids = [record.id for record in page]
+        while page.cursor is not None:
+            page = self.collection.scroll(limit=limit, cursor=page.cursor)
+            ids += [record.id for record in page]
+        assert ids == list(self.model)
 
     @invariant()
     def everything_is_there(self) -> None:
