@@ -20,8 +20,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from nestvec.cli_output import note, print_json, print_line, printable, progress_reporter
-from nestvec.cli_signals import stops_interrupt, uninterrupted
+from nestvec.cli.output import note, print_json, print_line, printable, progress_reporter
+from nestvec.cli.signals import stops_interrupt, uninterrupted
 from nestvec.errors import Busy, NestvecError
 
 if TYPE_CHECKING:

@@ -11,6 +11,9 @@
   + OutcomeUnknown         a commit failed half-way: the write may or may not be there
   + Damaged                a checksum or format check failed; names the file
   + MissingDependency      an optional package is absent; names the command that installs it
+  + EncoderUnavailable     an encoder's endpoint did not answer, or not with vectors; nothing was changed
+  + NoAnswer               the client heard nothing from the service; says whether the request was sent
+  + ServiceError           the service refused or failed for a reason of its own: a key, a time limit, a fault
 
 The core knows no HTTP: `nestvec.server.errors` maps these to status codes once.
 """
@@ -74,8 +77,29 @@ class Damaged(NestvecError):
         super().__init__(f"{path}: {reason}")
 
 
+class EncoderUnavailable(NestvecError):
+    """An encoder behind a network did not answer in time, or not with vectors. The message holds no key."""
+
+
 class MissingDependency(NestvecError, ImportError):
     """An optional package is not installed; the message holds the command that installs it."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an optional package. Install it with: pip install 'nestvec[{extra}]'")
+
+
+class NoAnswer(NestvecError):
+    """The service could not be reached or did not answer in time; `sent`: the request may have been carried out."""
+
+    def __init__(self, reason: str, *, sent: bool) -> None:
+        self.sent = sent
+        after = "; it may or may not have been carried out" if sent else ""
+        super().__init__(f"no answer: {reason}{after}")
+
+
+class ServiceError(NestvecError):
+    """The service answered with an error that no engine raises; `status` is HTTP's, `code` the service's word."""
+
+    def __init__(self, detail: str, status: int, code: str) -> None:
+        self.status, self.code = status, code
+        super().__init__(detail)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestvec.cli_options import Json, comma_ints, comma_list
-from nestvec.cli_output import note, print_json, print_table
+from nestvec.cli.options import Json, comma_ints, comma_list
+from nestvec.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
     from nestvec.benchmarks.data import DataSet
@@ -58,7 +58,7 @@ def bench(
     from nestvec.benchmarks.run import run
     from nestvec.benchmarks.session import Request
     from nestvec.benchmarks.systems import parse_context, pick
-    from nestvec.cli_signals import stops_interrupt
+    from nestvec.cli.signals import stops_interrupt
 
     names = tuple(comma_list(systems) or ())
     if setup_peers:

@@ -47,6 +47,14 @@ def print_line(text: str = "") -> None:
     sys.stdout.flush()
 
 
+def print_result(as_json: bool, value: object, line: str) -> None:
+    """Write `value` as JSON, or else the `line` that says it to people."""
+    if as_json:
+        print_json(value)
+    else:
+        print_line(line)
+
+
 def note(text: str) -> None:
     """Write one line to standard error: for people, never part of the answer."""
     sys.stderr.write(text + "\n")

@@ -10,9 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from nestvec.cli_options import DEFAULT_DB, Collection, Db, Json, comma_ints, comma_list
-from nestvec.cli_output import note, print_json, print_line, progress_reporter
-from nestvec.cli_signals import stops_interrupt, uninterrupted
+from nestvec.cli.options import (
+    DEFAULT_DB,
+    Collection,
+    Db,
+    IdColumn,
+    Json,
+    PayloadColumns,
+    Sources,
+    TextColumn,
+    VectorColumn,
+    comma_ints,
+    comma_list,
+    json_object,
+)
+from nestvec.cli.output import note, print_json, print_line, progress_reporter
+from nestvec.cli.signals import stops_interrupt, uninterrupted
 
 if TYPE_CHECKING:
     import nestvec
@@ -23,12 +36,7 @@ Rotation = Literal["auto", "pca", "none"]
 
 
 def build(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SOURCE...", help=".npy .npz .fvecs .bvecs .parquet .jsonl .jsonl.gz", show_default=False
-        ),
-    ],
+    sources: Sources,
     collection: Collection,
     dims: Annotated[int | None, typer.Option(help="Length of the vectors. [default: the source's]")] = None,
     metric: Annotated[str | None, typer.Option(help="cosine, dot or l2. [default: cosine]")] = None,
@@ -37,14 +45,32 @@ def build(
     encoder: Annotated[
         str | None, typer.Option(help="Encoder of texts. [default: static where the source has no vectors]")
     ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column or key of the ids.")] = None,
-    vector_column: Annotated[str | None, typer.Option(help="Column or key of the vectors.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="Column or key of the texts.")] = None,
-    payload_columns: Annotated[str | None, typer.Option(help="Columns or keys of the payload: a,b.")] = None,
+    id_column: IdColumn = None,
+    vector_column: VectorColumn = None,
+    text_column: TextColumn = None,
+    payload_columns: PayloadColumns = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="NAME:TYPE", help="Declare a payload field: string, number, bool, datetime."),
+    ] = None,
+    bm25: Annotated[
+        bool | None,
+        typer.Option("--bm25/--no-bm25", help="Search texts by their words too. [default: with an encoder]"),
+    ] = None,
+    bm25_fields: Annotated[str | None, typer.Option(help="Payload fields whose strings are searched so: a,b.")] = None,
+    chunk_words: Annotated[
+        int | None, typer.Option(help="Cut texts into chunks of at most so many words. [default: not at all]")
+    ] = None,
+    chunk_overlap: Annotated[int | None, typer.Option(help="Words that two chunks share. [default: a fifth]")] = None,
     rotate: Annotated[
         str, typer.Option(help="auto, pca or none: make prefixes meaningful by principal axes.")
     ] = "auto",
     skip_bad: Annotated[Path | None, typer.Option(help="Write bad rows to this .jsonl file and go on.")] = None,
+    route: Annotated[str | None, typer.Option(help="soar, faiss or scann: whose index. [default: soar]")] = None,
+    library: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='Its settings, such as \'{"factory": "IVF256,PQ48x4fs"}\' for faiss.'),
+    ] = None,
     partitions: Annotated[int | None, typer.Option(min=1, help="Number of partitions. [default: by size]")] = None,
     rescore: Annotated[
         bool, typer.Option("--rescore/--no-rescore", help="Keep int8 rows; without: smaller index, slower search.")
@@ -60,7 +86,7 @@ def build(
     import nestvec
     from nestvec.engine.sources import open_source
 
-    rotation = _rotation(rotate)
+    rotation, settings = _rotation(rotate), json_object(library, "--library")
     source = open_source(
         sources,
         id_column=id_column,
@@ -74,6 +100,10 @@ def build(
         "dtype": dtype,
         "granularities": comma_ints(granularities, "--granularities"),
         "encoder": encoder,
+        "fields": _fields(field),
+        "bm25": bm25,
+        "bm25_fields": None if bm25_fields is None else tuple(comma_list(bm25_fields) or ()),
+        "chunking": _chunking(chunk_words, chunk_overlap),
     }
     with (
         nestvec.open(db) as database,
@@ -81,7 +111,14 @@ def build(
         progress_reporter() as progress,
     ):
         report = target.build(
-            source, rotate=rotation, rejects=skip_bad, progress=progress, partitions=partitions, rescore=rescore
+            source,
+            rotate=rotation,
+            rejects=skip_bad,
+            progress=progress,
+            partitions=partitions,
+            rescore=rescore,
+            route=route,
+            library=settings,
         )
     if json:
         print_json({"collection": collection, **{each.name: getattr(report, each.name) for each in fields(report)}})
@@ -107,6 +144,30 @@ def _rotation(value: str) -> Rotation:
     if value not in ("auto", "pca", "none"):
         raise InvalidInput(f"--rotate must be auto, pca or none; got {value!r}")
     return cast("Rotation", value)
+
+
+def _fields(given: list[str] | None) -> dict[str, str] | None:
+    """`["year:number"]` → `{"year": "number"}`; the collection checks the types."""
+    from nestvec.errors import InvalidInput
+
+    if given is None:
+        return None
+    pairs = [text.rpartition(":") for text in given]
+    for (name, colon, _), text in zip(pairs, given, strict=True):
+        if not colon or not name:
+            raise InvalidInput(f"--field must be NAME:TYPE, such as year:number; got {text!r}")
+    return {name: kind for name, _, kind in pairs}
+
+
+def _chunking(words: int | None, overlap: int | None) -> nestvec.Chunking | None:
+    from nestvec.engine.chunking import Chunking
+    from nestvec.errors import InvalidInput
+
+    if words is None:
+        if overlap is not None:
+            raise InvalidInput("--chunk-overlap needs --chunk-words")
+        return None
+    return Chunking(words, words // 5 if overlap is None else overlap)
 
 
 @contextmanager

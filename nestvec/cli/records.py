@@ -1,42 +1,25 @@
-"""Commands that read and change one collection: search, get, delete, count, collections, seal, compact."""
+"""Commands that read and change the records of one collection: search, get, delete, count."""
 
 from __future__ import annotations
 
 import json as jsonlib
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from nestvec.cli_options import DEFAULT_DB, Collection, Db, Json
-from nestvec.cli_output import note, print_json, print_line, print_table, printable
+from nestvec.cli.options import DEFAULT_DB, Collection, Db, Filter, Json, Url, json_object
+from nestvec.cli.output import note, print_json, print_line, print_result, print_table, printable
+from nestvec.cli.targets import reached
 
 if TYPE_CHECKING:
     import numpy as np
 
     import nestvec
-    from nestvec.engine.collection import Collection as EngineCollection
+    from nestvec.engine.ranking import Rank
     from nestvec.engine.record import Hits
-
-
-@contextmanager
-def opened(db: Path) -> Iterator[nestvec.Database]:
-    """The existing database at `db`, closed at the end."""
-    import nestvec
-
-    with nestvec.open(db, create=False) as database:
-        yield database
-
-
-@contextmanager
-def opened_collection(db: Path, name: str) -> Iterator[EngineCollection]:
-    """Collection `name` of the existing database at `db`."""
-    with opened(db) as database:
-        yield database.collection(name)
 
 
 def search(
@@ -46,18 +29,39 @@ def search(
         str | None, typer.Option(help="A .npy file with one vector instead of text; '-' reads .npy or JSON from stdin.")
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="How many hits.")] = 10,
+    filter: Filter = None,
+    rank: Annotated[str, typer.Option(help="dense, bm25 or hybrid: by the vectors, the words, or both.")] = "dense",
+    fusion: Annotated[
+        str | None, typer.Option(metavar="JSON", help='How a hybrid order is made, such as \'{"kind": "rrf"}\'.')
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every record: slower, and always right.")] = False,
+    plan: Annotated[
+        str | None, typer.Option(metavar="JSON", help="How to search: the form in which --json prints a plan.")
+    ] = None,
     db: Db = DEFAULT_DB,
+    url: Url = None,
     json: Json = False,
 ) -> None:
     """Find the records nearest to a text or a vector."""
+    from nestvec.engine.fusion import Fusion
+    from nestvec.engine.plan import Plan
     from nestvec.errors import InvalidInput
 
-    if (query is None) == (vector_file is None):
-        raise InvalidInput("search needs either a query text or --vector-file, and not both")
+    if query is None and vector_file is None:
+        raise InvalidInput("search needs a query text or --vector-file")
+    wanted, how, mix = json_object(filter, "--filter"), json_object(plan, "--plan"), json_object(fusion, "--fusion")
     vector = None if vector_file is None else read_vector(vector_file)
-    with opened_collection(db, collection) as target:
-        hits = target.search(vector, text=query, k=k, exact=exact)
+    with reached(db, url) as store:
+        hits = store.collection(collection).search(
+            vector,
+            text=query,
+            k=k,
+            filter=wanted,
+            rank=cast("Rank", rank),
+            fusion=None if mix is None else Fusion.from_json(mix),
+            plan=None if how is None else Plan.from_json(how),
+            exact=exact,
+        )
     if json:
         print_json(hits)
     else:
@@ -68,14 +72,18 @@ def _print_hits(hits: Hits) -> None:
     work = hits.work
     rows = [[hit.id, f"{hit.score:.4f}", printable(hit_text(hit.text, hit.payload))] for hit in hits.hits]
     print_table(["id", "score", "text"], rows)
-    note(f"{len(rows)} hits by {describe_plan(hits.plan)}: {work.rows:,} rows scored, {work.bytes:,} bytes read")
+    matching = "" if hits.filter.mode == "none" else f" of {hits.filter.matching:,} matching"
+    how = describe_plan(hits.plan)
+    note(f"{len(rows)} hits{matching} by {how}: {work.rows:,} rows scored, {work.bytes:,} bytes read")
 
 
-def describe_plan(plan: nestvec.Plan) -> str:
+def describe_plan(plan: nestvec.Plan | None) -> str:
     """One short line for a plan: route, probes, shortlist, stages; margins after the numbers that they cut."""
+    if plan is None:
+        return "words alone"
     if plan.route == "exact":
         return "exact"
-    steps = [f"soar {plan.probes} probes{_within(plan.probe_margin)}"]
+    steps = [f"{plan.route} {plan.probes} probes{_within(plan.probe_margin)}"]
     if plan.shortlist is not None:
         steps.append(f"{plan.shortlist.keep} by codes{_within(plan.shortlist.margin)}")
     for stage in plan.stages:
@@ -113,7 +121,7 @@ def read_vector(source: str) -> np.ndarray:
         else:
             values = np.asarray(jsonlib.loads(raw), dtype=np.float32)
         vector = np.ascontiguousarray(values, dtype=np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
         raise InvalidInput(f"{source}: expected a .npy vector or a JSON list of numbers: {error}") from None
     if vector.ndim == 2 and vector.shape[0] == 1:
         vector = vector[0]
@@ -127,13 +135,14 @@ def get(
     ids: Annotated[list[str], typer.Argument(help="Ids of records.")],
     with_vector: Annotated[bool, typer.Option("--with-vector", help="Print the vectors too.")] = False,
     db: Db = DEFAULT_DB,
+    url: Url = None,
     json: Json = False,
 ) -> None:
     """Print records by id."""
     from nestvec.errors import NotFound
 
-    with opened_collection(db, collection) as target:
-        records = target.get(ids, with_vector=with_vector)
+    with reached(db, url) as store:
+        records = store.collection(collection).get(ids, with_vector=with_vector)
     if json:
         print_json(records)
     else:
@@ -149,72 +158,38 @@ def get(
 def delete(
     collection: Collection,
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of records.")] = None,
+    filter: Filter = None,
     whole: Annotated[bool, typer.Option("--whole-collection", help="Delete the collection itself.")] = False,
     db: Db = DEFAULT_DB,
+    url: Url = None,
     json: Json = False,
 ) -> None:
-    """Delete records by id, or (--whole-collection) a collection."""
+    """Delete records by id, those that match a filter, or (--whole-collection) a collection."""
     from nestvec.errors import InvalidInput
 
-    if bool(ids) == whole:
-        raise InvalidInput("delete needs either ids or --whole-collection, and not both")
-    with opened(db) as database:
+    if bool(ids) + (filter is not None) + whole != 1:
+        raise InvalidInput("delete needs ids, --filter or --whole-collection: exactly one of them")
+    wanted = json_object(filter, "--filter")
+    with reached(db, url) as store:
         if whole:
-            database.delete_collection(collection)
-            _report(json, {"deleted_collection": collection}, f"deleted collection {collection}")
+            store.delete_collection(collection)
+            print_result(json, {"deleted_collection": collection}, f"deleted collection {collection}")
         else:
-            deleted = database.collection(collection).delete(ids or [])
-            _report(json, {"deleted": deleted}, f"deleted {deleted:,} records")
+            deleted = store.collection(collection).delete(ids or None, filter=wanted)
+            print_result(json, {"deleted": deleted}, f"deleted {deleted:,} records")
 
 
-def count(collection: Collection, db: Db = DEFAULT_DB, json: Json = False) -> None:
-    """Print how many records a collection holds."""
-    with opened_collection(db, collection) as target:
-        number = target.count()
-    _report(json, {"count": number}, str(number))
-
-
-def collections(db: Db = DEFAULT_DB, json: Json = False) -> None:
-    """List the collections of a database."""
-    with opened(db) as database:
-        infos = database.collections()
-    if json:
-        print_json(infos)
-        return
-    rows = [
-        [info.name, f"{info.count:,}", str(info.config.dims), info.config.metric, info.config.encoder or "-"]
-        for info in infos
-    ]
-    print_table(["name", "records", "dims", "metric", "encoder"], rows)
-
-
-def seal(collection: Collection, db: Db = DEFAULT_DB, json: Json = False) -> None:
-    """Write a collection's growing records to a segment."""
-    with opened_collection(db, collection) as target:
-        result = target.seal()
-    _report(json, result, f"sealed {result.rows:,} rows")
-
-
-def compact(
-    collection: Collection,
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train a new generation as well.")] = False,
-    db: Db = DEFAULT_DB,
-    json: Json = False,
+def count(
+    collection: Collection, filter: Filter = None, db: Db = DEFAULT_DB, url: Url = None, json: Json = False
 ) -> None:
-    """Merge a collection's segments and drop deleted rows."""
-    with opened_collection(db, collection) as target:
-        result = target.compact(retrain=retrain)
-    _report(json, result, f"{result.segments_before} segments merged: {result.rows:,} rows, {result.dropped:,} dropped")
-
-
-def _report(json: bool, value: object, line: str) -> None:
-    if json:
-        print_json(value)
-    else:
-        print_line(line)
+    """Print how many records a collection holds, or how many of them match."""
+    wanted = json_object(filter, "--filter")
+    with reached(db, url) as store:
+        number = store.collection(collection).count(filter=wanted)
+    print_result(json, {"count": number}, str(number))
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
-    for command in (search, get, delete, count, collections, seal, compact):
+    for command in (search, get, delete, count):
         app.command()(command)

@@ -1,0 +1,55 @@
+"""The application that typer runs: every command, and the two that own a process (serve, demo)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nestvec.cli import access, backups, bench, build, maintenance, records, transfer
+from nestvec.cli.options import DEFAULT_DB, Db, Json
+from nestvec.errors import InvalidInput
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Adaptive-retrieval vector search: build, serve, search and measure collections.",
+)
+for commands in (build, records, maintenance, transfer, backups, access, bench):
+    commands.register(app)
+
+
+@app.command()
+def serve(
+    db: Db = DEFAULT_DB,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on. [default: 8765]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the work. [default: 1]")] = None,
+) -> None:
+    """Serve a database over REST until Ctrl-C (or SIGTERM). What has no option here is set by NESTVEC_... variables."""
+    from pydantic import ValidationError
+
+    from nestvec.server.app import serve as run
+    from nestvec.server.settings import Settings
+
+    options = {"host": host, "port": port, "workers": workers}
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problems = "; ".join(f"NESTVEC_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise InvalidInput(f"settings of the service: {problems}") from None
+    run(db, settings)
+
+
+@app.command()
+def demo(
+    db: Annotated[Path, typer.Option("--db", help="Directory of the demo database.")] = Path("demo-db"),
+    json: Json = False,
+) -> None:
+    """Build a collection from the Python documentation, serve it, and run one text query through REST."""
+    from nestvec.demo import run_demo
+
+    run_demo(db, as_json=json)
