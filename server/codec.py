@@ -1,53 +1,50 @@
-"""Between bytes and the engine's values, for the hot routes."""
+"""Between the wire's structs and the engine's values: vectors, filters, queries, hits."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
-from fastapi import Response
 from numpy.typing import NDArray
 
+from nestvec.engine.filters.tree import Condition, Filter, Group
+from nestvec.engine.fusion import Fusion
 from nestvec.engine.plan import Plan
-from nestvec.engine.record import Hits, Record
-from nestvec.server.errors import FieldError, RequestProblem, invalid
-from nestvec.server.wire import (
-    MAX_DEPTH,
-    HitReply,
-    PlanBody,
-    QueryBody,
-    QueryResult,
-    RecordBody,
-    RecordReply,
-    WorkReply,
-)
+from nestvec.engine.ranking import Rank
+from nestvec.engine.record import Hit, Hits
+from nestvec.errors import InvalidInput
+from nestvec.server.errors import RequestProblem, invalid
+from nestvec.server.formats import JSON_NULL, ReplyKind
+from nestvec.server.settings import Settings
+from nestvec.server.wire import HitColumns, HitReply, PlanBody, QueryBody, QueryResult
 
-T = TypeVar("T")
+F32 = NDArray[np.float32]
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
-_FAULT = re.compile(r"(?P<message>.*?)(?: - at `(?P<path>[^`]*)`)?", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 
-def decode(body: bytes, kind: type[T]) -> T:
-    """The body as a `kind`; 400 if it is no JSON, 422 with a pointer if it is other JSON."""
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        where = _not_json(body)
-        raise RequestProblem(400, "malformed_json", f"the body is not valid JSON in UTF-8{where}") from None
-    except RecursionError:
-        raise _too_deep("") from None
+class Input(NamedTuple):
+    """What a query looks for: a vector f32 [dims], a text, or both."""
+
+    vector: F32 | None
+    text: str | None
 
 
-def encode(value: msgspec.Struct) -> Response:
-    """`value` as a JSON response."""
-    return Response(msgspec.json.encode(value, enc_hook=_plain), media_type="application/json")
+class Options(NamedTuple):
+    """How queries are run: those with equal options on one collection may share a batch."""
+
+    inputs: Literal["vector", "text", "both"]
+    k: int
+    filter: Filter | None
+    rank: Rank
+    fusion: Fusion | None
+    plan: Plan | None
+    exact: bool
+    with_payload: bool | tuple[str, ...]
+    with_vector: bool
 
 
 def check_batch(items: Sequence[object], limit: int, what: str) -> None:
@@ -56,110 +53,168 @@ def check_batch(items: Sequence[object], limit: int, what: str) -> None:
         raise invalid(f"expected at most {limit} {what}, got {len(items)}", f"/{what}")
 
 
-def to_vector(numbers: list[float], dims: int, pointer: str) -> NDArray[np.float32]:
-    """f32 [dims], or 422 saying what was expected and what came."""
-    if len(numbers) != dims:
-        raise invalid(f"expected a vector of {dims} numbers, got {len(numbers)}", pointer)
-    wide = np.asarray(numbers, dtype=np.float64)
+def to_vector(given: list[float] | bytes, dims: int, pointer: str) -> F32:
+    """f32 [dims] of finite numbers, or 422 saying what was expected and what came."""
+    if isinstance(given, bytes):
+        if len(given) != 4 * dims:
+            raise invalid(
+                f"expected {4 * dims} bytes, a vector of {dims} float32 numbers, got {_packed_size(given)}", pointer
+            )
+        vector = np.frombuffer(given, "<f4")
+    else:
+        if len(given) != dims:
+            raise invalid(f"expected a vector of {dims} numbers, got {len(given)}", pointer)
+        vector = _narrow(given, pointer)
+    finite = np.isfinite(vector)
+    if not finite.all():
+        position = int(finite.argmin())
+        raise invalid(f"expected finite numbers; number {position} is {vector[position]}", pointer)
+    return vector
+
+
+def _narrow(given: list[float], pointer: str) -> F32:
+    wide = np.asarray(given, dtype=np.float64)
     large = np.flatnonzero(np.abs(wide) > _FLOAT32_MAX)
-    if large.size:
+    if large.size and np.isfinite(wide[large[0]]):
         raise invalid(f"expected float32 numbers, at most 3.4028235e38 in size; number {large[0]} is larger", pointer)
     return wide.astype(np.float32)
 
 
-def to_record(body: RecordBody, position: int, dims: int) -> Record:
-    """The engine's record; faults of ids, texts and payloads beyond their nesting are found by the engine."""
-    pointer = f"/records/{position}"
-    if body.vector is None and body.text is None:
-        raise invalid("expected a vector or a text, got neither", pointer, code="invalid_record")
-    if body.payload is not None:
-        _check_payload(body.payload, f"{pointer}/payload")
-    vector = None if body.vector is None else to_vector(body.vector, dims, f"{pointer}/vector")
-    return Record(body.id, vector, body.payload, body.text)
+def _packed_size(given: bytes) -> str:
+    whole, rest = divmod(len(given), 4)
+    return f"{len(given)} bytes" + (", no multiple of 4" if rest else f", {whole} numbers")
 
 
-def check_query(query: QueryBody, pointer: str) -> None:
-    """422 unless there is one input and at most one way to run it."""
-    if (query.vector is None) == (query.text is None):
-        raise invalid("expected exactly one of vector and text", pointer)
+def to_matrix(packed: bytes, rows: int, dims: int, pointer: str) -> F32:
+    """f32 [rows, dims] from the numbers of all vectors, one after the other; 422 for another size."""
+    expected = 4 * rows * dims
+    if len(packed) != expected:
+        raise invalid(
+            f"expected {expected} bytes, {rows} vectors of {dims} float32 numbers, got {_packed_size(packed)}", pointer
+        )
+    matrix = np.frombuffer(packed, "<f4").reshape(rows, dims)
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if bad.size:
+        raise invalid(f"expected finite numbers; vector {bad[0]} holds others", pointer)
+    return matrix
+
+
+def from_vectors(vectors: F32, as_bytes: bool) -> list[list[float]] | bytes:
+    """Vectors [n, dims] as they go out: lists of numbers, or all packed into one value."""
+    return vectors.astype("<f4", copy=False).tobytes() if as_bytes else vectors.tolist()
+
+
+def to_filter(tree: dict[str, Any] | None, settings: Settings, pointer: str) -> Filter | None:
+    """The engine's filter, or 422 that points into the tree."""
+    if tree is None:
+        return None
+    try:
+        filter = Filter(tree)
+    except InvalidInput as error:
+        raise _filter_problem(str(error), pointer) from None
+    conditions = _conditions(filter.root)
+    if conditions > settings.max_filter:
+        raise invalid(f"expected a filter of at most {settings.max_filter} conditions, got {conditions}", pointer)
+    return filter
+
+
+def _filter_problem(message: str, pointer: str) -> RequestProblem:
+    """The engine says "filter/all/1/eq: expected ..."."""
+    place, colon, _ = message.partition(": ")
+    inside = place.removeprefix("filter") if colon and place.startswith("filter") and " " not in place else ""
+    return invalid(message, pointer + inside)
+
+
+def _conditions(node: Condition | Group) -> int:
+    return 1 if isinstance(node, Condition) else sum(_conditions(part) for part in node.parts)
+
+
+def to_options(query: QueryBody, settings: Settings, pointer: str) -> Options:
+    """How to run the query; 422 unless there is one input, at most one way to run it, and k within the bounds."""
+    inputs = _inputs(query, pointer)
     if query.plan is not None and query.exact:
         raise invalid("expected at most one of plan and exact", pointer)
+    if query.k > settings.max_k:
+        raise invalid(f"expected k of at most {settings.max_k}, got {query.k}", pointer + "/k")
+    wanted = query.with_payload
+    return Options(
+        inputs,
+        query.k,
+        None if query.filter is None else to_filter(query.filter, settings, pointer + "/filter"),
+        query.rank,
+        None if query.fusion is None else Fusion.from_json(msgspec.structs.asdict(query.fusion)),
+        None if query.plan is None else Plan.from_json(msgspec.to_builtins(query.plan)),
+        query.exact,
+        wanted if isinstance(wanted, bool) else tuple(wanted),
+        query.with_vector,
+    )
 
 
-def to_plan(body: PlanBody | None) -> Plan | None:
-    """The engine's plan; InvalidInput if its stages do not fit together."""
-    if body is None:
-        return None
-    return Plan.from_json(msgspec.to_builtins(body))
+def _inputs(query: QueryBody, pointer: str) -> Literal["vector", "text", "both"]:
+    if query.vector is not None and query.text is not None and query.rank == "hybrid":
+        return "both"
+    if (query.vector is None) == (query.text is None):
+        raise invalid("expected exactly one of vector and text", pointer)
+    return "text" if query.vector is None else "vector"
 
 
-def record_reply(record: Record, with_vector: bool) -> RecordReply:
-    """A stored record as it goes out."""
-    reply = RecordReply(record.id, record.payload, record.text)
-    if with_vector and record.vector is not None:
-        reply.vector = record.vector.tolist()
-    return reply
+def to_input(query: QueryBody, dims: int, pointer: str) -> Input:
+    """What the query looks for, its vector checked."""
+    vector = None if query.vector is None else to_vector(query.vector, dims, pointer + "/vector")
+    return Input(vector, query.text)
 
 
-def hit_replies(hits: Hits, with_vector: bool) -> list[HitReply]:
-    """The hits as they go out."""
-    replies = [HitReply(hit.id, float(hit.score), hit.payload, hit.text) for hit in hits.hits]
-    if with_vector:
+def query_result(hits: Hits, query: QueryBody, kind: ReplyKind) -> QueryResult:
+    """The answer to one query as it goes out."""
+    as_bytes = kind == "msgpack" or query.vector_encoding == "base64"
+    rows = _columns(hits, query, kind, as_bytes) if query.layout == "columns" else _rows(hits, query, kind, as_bytes)
+    # The engine's reports have the fields of their replies, so they are encoded as they are.
+    work: Any = hits.work
+    plan: Any = hits.plan and plan_reply(hits.plan, kind)
+    filter: Any = hits.filter
+    return QueryResult(rows, plan, work, hits.generation, filter)
+
+
+def _rows(hits: Hits, query: QueryBody, kind: ReplyKind, as_bytes: bool) -> list[HitReply]:
+    if query.with_payload is False:
+        replies = [HitReply(hit.id, hit.score, None, None) for hit in hits.hits]
+    else:
+        replies = [HitReply(hit.id, hit.score, payload_reply(hit, kind), hit.text) for hit in hits.hits]
+    for reply, hit in zip(replies, hits.hits, strict=True):
+        if hit.document is not None:
+            reply.document = hit.document
+    if query.with_vector:
         for reply, hit in zip(replies, hits.hits, strict=True):
             if hit.vector is not None:
-                reply.vector = hit.vector.tolist()
+                reply.vector = hit.vector.astype("<f4", copy=False).tobytes() if as_bytes else hit.vector.tolist()
     return replies
 
 
-def query_result(hits: Hits, with_vector: bool) -> QueryResult:
-    """The answer to one query as it goes out."""
-    work, plan = hits.work, msgspec.convert(hits.plan.to_json(), PlanBody)
-    touched = WorkReply(work.partitions, work.codes, work.rows, work.bytes, work.micros, work.stages)
-    return QueryResult(hit_replies(hits, with_vector), plan, touched, hits.generation)
+def _columns(hits: Hits, query: QueryBody, kind: ReplyKind, as_bytes: bool) -> HitColumns:
+    found = hits.hits
+    columns = HitColumns([hit.id for hit in found], [hit.score for hit in found])
+    if query.with_payload is not False:
+        columns.payloads = [payload_reply(hit, kind) for hit in found]
+        columns.texts = [hit.text for hit in found]
+    documents = [hit.document for hit in found if hit.document is not None]
+    if documents:
+        columns.documents = documents
+    if query.with_vector:
+        vectors = [hit.vector for hit in found if hit.vector is not None]
+        columns.vectors = from_vectors(np.stack(vectors) if vectors else np.empty((0, 0), np.float32), as_bytes)
+    return columns
 
 
-def _plain(value: object) -> object:
-    """numpy scalars in the engine's counters, as Python's own."""
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"no JSON for {type(value).__name__}")
+def payload_reply(hit: Hit, kind: ReplyKind) -> Any:  # noqa: ANN401 - bytes of JSON stand for the value
+    """The payload for the reply: in JSON the stored bytes, which are JSON already."""
+    if kind == "msgpack":
+        return hit.payload
+    stored = hit.payload_json
+    return None if stored == JSON_NULL else msgspec.Raw(stored)
 
 
-def _not_json(body: bytes) -> str:
-    if not body:
-        return ": it is empty"
-    if b"NaN" in body or b"Infinity" in body:
-        return ": NaN and Infinity are not JSON"
-    return ""
-
-
-def _invalid(fault: str) -> RequestProblem:
-    """A 422 from msgspec's message, its path made a JSON pointer."""
-    match = _FAULT.fullmatch(fault)
-    message, path = (match["message"], match["path"] or "") if match else (fault, "")
-    steps = (name or index for name, index in _STEP.findall(path))
-    pointer = "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)
-    detail = f"{pointer}: {message}" if pointer else message
-    return RequestProblem(422, "invalid_input", detail, [FieldError(pointer, message)])
-
-
-def _check_payload(payload: dict[str, Any], pointer: str) -> None:
-    """Level by level, not by recursion: the depth is what is in doubt."""
-    level: list[Any] = [payload]
-    for _ in range(MAX_DEPTH):
-        if not level:
-            return
-        inner: list[Any] = []
-        for value in level:
-            for item in value.values() if isinstance(value, dict) else value:
-                if isinstance(item, dict | list):
-                    inner.append(item)
-                elif isinstance(item, int) and not -(2**63) <= item < 2**64:
-                    raise invalid("expected integers that fit in 64 bits", pointer)
-        level = inner
-    if level:
-        raise _too_deep(pointer)
-
-
-def _too_deep(pointer: str) -> RequestProblem:
-    return invalid(f"expected JSON nested at most {MAX_DEPTH} deep", pointer)
+@lru_cache(maxsize=256)
+def plan_reply(plan: Plan, kind: ReplyKind) -> Any:  # noqa: ANN401 - a PlanBody, encoded
+    """The plan as it goes out, encoded once."""
+    body = msgspec.convert(plan.to_json(), PlanBody)
+    return msgspec.Raw((msgspec.json if kind == "json" else msgspec.msgpack).encode(body))

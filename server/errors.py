@@ -15,12 +15,14 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from nestvec.errors import (
     Busy,
     Conflict,
     Damaged,
     EncoderMismatch,
+    EncoderUnavailable,
     InvalidInput,
     InvalidRecord,
     MissingDependency,
@@ -82,6 +84,7 @@ _MAPPING: tuple[tuple[type[NestvecError], int, str], ...] = (
     (OutcomeUnknown, 503, "outcome_unknown"),
     (Damaged, 500, "damaged"),
     (MissingDependency, 501, "missing_dependency"),
+    (EncoderUnavailable, 502, "encoder_unavailable"),
 )
 _ROUTER_CODES = {404: "route_not_found", 405: "method_not_allowed", 400: "malformed_json"}
 
@@ -128,10 +131,15 @@ async def _on_problem(request: Request, error: Exception) -> Response:
 async def _on_engine_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, NestvecError)
     request_id = request.scope[REQUEST_ID]
+    return reply(logged(error, request_id), request_id)
+
+
+def logged(error: NestvecError, request_id: str) -> RequestProblem:
+    """`from_engine`; what is not the client's fault goes to the log in full."""
     problem = from_engine(error)
     if problem.status >= 500 and not isinstance(error, Busy):
         logger.error("request %s: %s: %s", request_id, type(error).__name__, error)
-    return reply(problem, request_id)
+    return problem
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
@@ -148,14 +156,26 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, RequestProblem):  # FastAPI hides what was raised while it read the body
+        return reply(error.__cause__, request.scope[REQUEST_ID])
     code = _ROUTER_CODES.get(error.status_code, "http_error")
     detail = {
         400: "the body is not valid JSON",
         404: "no such route; GET /openapi.json lists them",
         405: "this route does not know that method",
     }.get(error.status_code, HTTPStatus(error.status_code).phrase)
-    problem = RequestProblem(error.status_code, code, detail, headers=error.headers or {})
+    headers = _allowed(request) if error.status_code == 405 else error.headers or {}
+    problem = RequestProblem(error.status_code, code, detail, headers=headers)
     return reply(problem, request.scope[REQUEST_ID])
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """Every method that the path knows; each is a route of its own, and the router names those of the first."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return {"Allow": ", ".join(sorted(found))}
 
 
 def _field_error(fault: Mapping[str, Any]) -> FieldError:

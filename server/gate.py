@@ -1,141 +1,151 @@
-"""The gate: what every request passes before a route sees it. Request id, key, content type, body bound, last resort.
+"""The gate: what every request passes before a route sees it. Id, admission, key, head; then the route's scope, and the
+body as the route reads it; last resort, log and metrics on the way out.
 
-Pure ASGI, outermost, and closed by default: a route added tomorrow needs the key without anybody remembering it.
+Pure ASGI, outermost, and closed by default: a route added tomorrow needs a key without anybody remembering it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
+import asyncio
 import logging
-import re
-import uuid
+import time
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
 
-from nestvec.server.errors import REQUEST_ID, RequestProblem, reply
-from nestvec.server.settings import Settings
+from nestvec.server.errors import RequestProblem, reply
+from nestvec.server.exchange import NO_ROUTE, Exchange
+from nestvec.server.service import Service
 
 logger = logging.getLogger("nestvec.server")
 
 OPEN_PATHS = frozenset({"/healthz", "/livez", "/readyz", "/docs", "/openapi.json"})
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+ALWAYS_ANSWERED = frozenset({"/healthz", "/livez", "/readyz", "/metrics"})
+_CLIENT_LEFT = 499
 
 
 class Gate:
     """Middleware that lets a request in, or answers it with a problem."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.app = app
-        self.limit = settings.max_body_bytes
-        key = settings.api_key
-        self.key_digest = hashlib.sha256(key.get_secret_value().encode()).digest() if key is not None else None
+    def __init__(self, app: ASGIApp, service: Service, requests: FilteringBoundLogger | None = None) -> None:
+        """`requests`: where one line per request goes."""
+        self.app, self._service, self._requests = app, service, requests
+        self.admission = service.admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass one ASGI connection on; only HTTP is gated (there are no websockets)."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        request_id = scope[REQUEST_ID] = _request_id(headers)
-        answer = _Answer(send, request_id)
+        start = time.perf_counter()
+        exchange = Exchange(scope, receive, send, self._service.settings, self.admission)
+        self._service.metrics.in_flight.inc()
         try:
-            self._check_key(scope["path"], headers)
-            body = await self._read_body(scope["method"], headers, receive)
-            if body is not None:
-                await self.app(scope, _Replay(body, receive), answer)
+            if self._service.tracing.on:
+                await self._traced(exchange)
+            else:
+                await self._held(exchange)
+        finally:
+            self._service.metrics.in_flight.dec()
+            self._note(exchange, time.perf_counter() - start)
+
+    async def _traced(self, exchange: Exchange) -> None:
+        tracing = self._service.tracing
+        with tracing.request(exchange.method, exchange.headers) as span:
+            await self._held(exchange)
+            tracing.finish(span, exchange.method, exchange.route, exchange.status, exchange.id)
+
+    async def _held(self, exchange: Exchange) -> None:
+        """Hold the request to its clock, and turn whatever goes wrong into an answer."""
+        try:
+            async with asyncio.timeout(None) as clock:
+                exchange.start(clock)
+                await self._pass(exchange)
         except RequestProblem as problem:
-            await reply(problem, request_id)(scope, receive, answer)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if answer.started:
-                raise
-            hidden = RequestProblem(500, "internal", "unexpected error; the server log has it under this instance")
-            await reply(hidden, request_id)(scope, receive, answer)
+            await _answer(exchange, problem)
+        except ClientDisconnect:
+            exchange.status = exchange.status or _CLIENT_LEFT
+        except TimeoutError as error:
+            if exchange.clock is not None and exchange.clock.expired():
+                await self._late(exchange)
+            else:
+                await _unexpected(exchange, error)
+        except Exception as error:
+            await _unexpected(exchange, error)
+        finally:
+            exchange.leave()
 
-    def _check_key(self, path: str, headers: Headers) -> None:
-        if self.key_digest is None or path in OPEN_PATHS:
+    async def _pass(self, exchange: Exchange) -> None:
+        scope = exchange.scope
+        path: str = scope["path"]
+        if path not in ALWAYS_ANSWERED:
+            exchange.admit()
+        if path in OPEN_PATHS:
+            await self.app(scope, exchange.receive, exchange.send)
             return
-        given = headers.get("x-api-key")
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            given = token.strip()
-        # Digests have equal length, so the comparison tells nothing about the key's. Headers are latin-1 on the wire.
-        digest = hashlib.sha256((given or "").encode("latin-1", "replace")).digest()
-        if given is None or not hmac.compare_digest(digest, self.key_digest):
-            detail = "this needs the API key: send 'Authorization: Bearer KEY' or 'X-API-Key: KEY'"
-            raise RequestProblem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+        key = self._identify(exchange)
+        exchange.check_head()
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        finally:
+            if key is not None:
+                self.admission.leave_key(key)
 
-    async def _read_body(self, method: str, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body, at most `limit` bytes; None if the client went away before its end."""
-        self._check_headers(method, headers)
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self.limit:
-                raise self._too_large()
-            if not message.get("more_body", False):
-                break
-        if size:
-            _check_content_type(headers)
-        return b"".join(chunks)
+    def _identify(self, exchange: Exchange) -> str | None:
+        """Find out whose request it is; the name of the key that it was counted for."""
+        scope = exchange.scope
+        client, server = scope.get("client") or ("", 0), scope.get("server") or ("", 0)
+        try:
+            exchange.identity = self._service.auth.identify(exchange.headers, client[0], server[0])
+        except RequestProblem as problem:
+            self._service.metrics.refused("host" if problem.status == 403 else "auth")
+            raise
+        if exchange.identity is None:
+            return None
+        self.admission.enter_key(exchange.identity.name)
+        return exchange.identity.name
 
-    def _check_headers(self, method: str, headers: Headers) -> None:
-        length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self.limit:
-            raise self._too_large()
-        encoding = headers.get("content-encoding", "identity")
-        if encoding.lower() != "identity":
-            raise RequestProblem(415, "unsupported_encoding", "send the body as it is, without Content-Encoding")
-        if length != "0" and method in ("POST", "PUT", "PATCH"):
-            _check_content_type(headers)
+    async def _late(self, exchange: Exchange) -> None:
+        if exchange.reading:
+            detail = "the body came in too slowly; send it at once, in smaller requests"
+            await _answer(exchange, RequestProblem(408, "body_timeout", detail, headers={"Connection": "close"}))
+            return
+        unsure = "" if exchange.method == "GET" else "; if it writes, the outcome is unknown: read before you repeat it"
+        detail = f"not done within its deadline of {exchange.seconds * 1000:g} ms{unsure}"
+        await _answer(exchange, RequestProblem(504, "deadline_exceeded", detail))
 
-    def _too_large(self) -> RequestProblem:
-        detail = f"the body is larger than {self.limit} bytes; send fewer records per request"
-        # What is left of the body stays unread, so the connection cannot be used again.
-        return RequestProblem(413, "body_too_large", detail, headers={"Connection": "close"})
-
-
-class _Answer:
-    """`send` that adds the request id and remembers whether the response has started."""
-
-    def __init__(self, send: Send, request_id: str) -> None:
-        self.send, self.request_id, self.started = send, request_id, False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
-        await self.send(message)
+    def _note(self, exchange: Exchange, seconds: float) -> None:
+        method = exchange.method if exchange.route != NO_ROUTE else "any"  # a client may invent methods
+        self._service.metrics.answered(exchange.route, method, exchange.status, seconds)
+        if self._requests is None:
+            return
+        facts = {
+            "request_id": exchange.id,
+            "method": method,
+            "route": exchange.route,
+            "status": exchange.status,
+            "ms": round(seconds * 1000, 3),
+            "bytes_in": exchange.bytes_in,
+            "bytes_out": exchange.bytes_out,
+        }
+        if exchange.collection:
+            facts["collection"] = exchange.collection
+        if exchange.status >= 500:
+            self._requests.warning("request", **facts)
+        else:
+            self._requests.info("request", **facts)
 
 
-class _Replay:
-    """`receive` that hands out the body once, then what really comes (the disconnect)."""
-
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self.body: bytes | None = body
-        self.receive = receive
-
-    async def __call__(self) -> Message:
-        if self.body is None:
-            return await self.receive()
-        body, self.body = self.body, None
-        return {"type": "http.request", "body": body, "more_body": False}
+async def _answer(exchange: Exchange, problem: RequestProblem) -> None:
+    """Answer with a problem, unless an answer has begun: that one is cut off."""
+    if not exchange.status:
+        await reply(problem, exchange.id)(exchange.scope, exchange.receive, exchange.send)
 
 
-def _request_id(headers: Headers) -> str:
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _check_content_type(headers: Headers) -> None:
-    kind, _, parameters = headers.get("content-type", "").lower().partition(";")
-    charset = parameters.replace(" ", "").replace('"', "")
-    if kind.strip() != "application/json" or charset not in ("", "charset=utf-8"):
-        raise RequestProblem(415, "unsupported_media_type", "send JSON in UTF-8 with 'Content-Type: application/json'")
+async def _unexpected(exchange: Exchange, error: Exception) -> None:
+    logger.error("request %s failed", exchange.id, exc_info=error)
+    if exchange.status:
+        raise error
+    hidden = RequestProblem(500, "internal", "unexpected error; the server log has it under this instance")
+    await _answer(exchange, hidden)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,67 +11,104 @@ from fastapi.openapi.utils import get_openapi
 
 from nestvec.server import wire
 from nestvec.server.errors import PROBLEM_JSON, Problem
+from nestvec.server.formats import JSON, MSGPACK
 from nestvec.server.gate import OPEN_PATHS
 from nestvec.server.settings import Settings
 
 _REF = "#/components/schemas/{name}"
-_HOT = (wire.UpsertBody, wire.GetBody, wire.DeleteBody, wire.QueryBody, wire.QueryBatchBody, wire.UpsertReply,
-        wire.DeleteReply, wire.GetReply, wire.QueryReply, wire.QueryBatchReply, Problem)  # fmt: skip
-_BATCHES = (("UpsertBody", "records"), ("GetBody", "ids"), ("DeleteBody", "ids"), ("QueryBatchBody", "queries"))
+_HOT = (wire.UpsertBody, wire.GetBody, wire.ScrollBody, wire.DeleteBody, wire.CountBody, wire.QueryBody,
+        wire.QueryBatchBody, wire.UpsertReply, wire.DeleteReply, wire.CountReply, wire.GetReply, wire.ScrollReply,
+        wire.QueryReply, wire.QueryBatchReply, Problem)  # fmt: skip
+_BATCHES = (("UpsertBody", "records"), ("UpsertBody", "ids"), ("GetBody", "ids"), ("QueryBatchBody", "queries"))
+# What msgspec cannot say of a body: exactly one of these keys is there, and not null.
+_ALTERNATIVES = {
+    "UpsertBody": ("records", "ids"),
+    "DeleteBody": ("ids", "filter"),
+}
+_VECTOR, _PACKED, _FILTER = [0.1, 0.2, 0.3, 0.4], "zczMPc3MTD6amZk+zczMPg==", {"field": "lang", "eq": "en"}
+EXAMPLES: dict[type[msgspec.Struct], dict[str, Any]] = {
+    wire.UpsertBody: {
+        "rows": {"records": [{"id": "a", "vector": _VECTOR, "text": "hello", "payload": {"lang": "en"}}]},
+        "columns": {"ids": ["b", "c"], "vectors": [_VECTOR, _PACKED], "payloads": [{"lang": "de"}, None]},
+    },
+    wire.GetBody: {"with vectors": {"ids": ["a", "b"], "with_vector": True}},
+    wire.ScrollBody: {"first page": {"limit": 100, "filter": _FILTER}},
+    wire.DeleteBody: {"by id": {"ids": ["c"]}, "by filter": {"filter": {"field": "lang", "in": ["fr", "nl"]}}},
+    wire.CountBody: {"those that match": {"filter": _FILTER}, "all": {}},
+    wire.QueryBody: {
+        "by vector": {"vector": _VECTOR, "k": 3},
+        "packed, filtered, in columns": {"vector": _PACKED, "k": 3, "filter": _FILTER, "layout": "columns"},
+        "exactly, with some fields": {"vector": _VECTOR, "exact": True, "with_payload": ["lang"]},
+    },
+    wire.QueryBatchBody: {"two": {"queries": [{"vector": _VECTOR}, {"vector": _PACKED, "k": 1, "with_vector": True}]}},
+}
+"""By name, for a collection of 4 dims. The tests send them."""
+
 _TITLES = {
-    400: "The body is not JSON",
+    400: "The body is not what its Content-Type says",
     401: "The API key is missing or wrong",
-    404: "No such collection",
+    403: "The API key may not do this",
+    404: "No such thing",
+    406: "The reply cannot be said in the format asked for",
+    408: "The body came too slowly",
     409: "Differs from what exists",
+    412: "The configuration has changed since it was read",
     413: "The body is too large",
-    415: "Not plain JSON in UTF-8",
+    415: "Not a format that this route reads",
     422: "The request cannot be used; `errors` says where",
+    428: "The condition that this route needs is missing",
+    429: "Too many requests; see Retry-After",
     500: "Unexpected, or stored data is damaged",
     501: "An optional package is not installed",
+    502: "The service that encodes texts does not answer as it should",
     503: "Busy, not ready, or the outcome is unknown",
+    504: "The deadline has passed",
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a /v1 route: what any of them may answer, and `statuses`."""
     content = {PROBLEM_JSON: {"schema": {"$ref": _REF.format(name="Problem")}}}
-    every = sorted({401, 413, 415, 500, 503, *statuses})
+    every = sorted({401, 403, 408, 413, 415, 429, 500, 503, 504, *statuses})
     return {status: {"description": _TITLES[status], "content": content} for status in every}
 
 
-def json_reply(reply: type[msgspec.Struct], description: str) -> dict[int | str, dict[str, Any]]:
+def hot_reply(reply: type[msgspec.Struct]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a hot route that succeeds with a `reply`."""
-    schema = {"$ref": _REF.format(name=reply.__name__)}
-    return {200: {"description": description, "content": {"application/json": {"schema": schema}}}}
+    return {200: {"description": "Done", "content": _content(reply)}}
 
 
-def json_body(body: type[msgspec.Struct]) -> dict[str, Any]:
+def hot_body(body: type[msgspec.Struct]) -> dict[str, Any]:
     """`openapi_extra` of a hot route that takes a `body`."""
-    schema = {"$ref": _REF.format(name=body.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": True, "content": _content(body)}}
 
 
-def install(app: FastAPI, settings: Settings) -> None:
-    """Make `app.openapi()` complete; made once, at the first call."""
+def _content(kind: type[msgspec.Struct]) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": _REF.format(name=kind.__name__)}}
+    if kind in EXAMPLES:
+        content["examples"] = {name: {"value": value} for name, value in EXAMPLES[kind].items()}
+    # In msgpack a packed vector is bin, which an example, being JSON, cannot show.
+    return {JSON: content, MSGPACK: {"schema": content["schema"]}}
+
+
+def install(app: FastAPI, settings: Settings, guarded: Callable[[], bool]) -> None:
+    """Make `app.openapi()` complete; made once for each answer of `guarded`, which says whether a key is needed."""
+    made: dict[bool, dict[str, Any]] = {}
 
     def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _document(app, settings)
-        return app.openapi_schema
+        needed = guarded()
+        if needed not in made:
+            made[needed] = _document(app, settings, needed)
+        return made[needed]
 
     app.openapi = document  # type: ignore[method-assign]
 
 
-def _document(app: FastAPI, settings: Settings) -> dict[str, Any]:
+def _document(app: FastAPI, settings: Settings, guarded: bool) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = document.setdefault("components", {})
-    _, hot = msgspec.json.schema_components(_HOT, ref_template=_REF)
-    for body, field in _BATCHES:
-        hot[body]["properties"][field]["maxItems"] = settings.max_batch
-    hot["QueryBody"]["oneOf"] = [{"required": [one], "properties": {one: {"not": {"type": "null"}}}}
-                                 for one in ("vector", "text")]  # fmt: skip
-    components.setdefault("schemas", {}).update(hot)
-    if settings.api_key is not None:
+    components.setdefault("schemas", {}).update(_schemas(settings))
+    if guarded:
         components["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -79,3 +117,20 @@ def _document(app: FastAPI, settings: Settings) -> dict[str, Any]:
             for operation in operations.values():
                 operation["security"] = [] if path in OPEN_PATHS else [{"bearer": []}, {"key": []}]
     return document
+
+
+def _schemas(settings: Settings) -> dict[str, Any]:
+    """The schemas of the hot structs, with the bounds that are settings and the alternatives of keys."""
+    _, hot = msgspec.json.schema_components(_HOT, ref_template=_REF)
+    for body, field in _BATCHES:
+        hot[body]["properties"][field]["maxItems"] = settings.max_batch
+    hot["QueryBody"]["properties"]["k"]["maximum"] = settings.max_k
+    for body, keys in _ALTERNATIVES.items():
+        hot[body]["oneOf"] = [_given(key) for key in keys]
+    hot["QueryBody"]["anyOf"] = [_given("vector"), _given("text")]
+    return hot
+
+
+def _given(key: str) -> dict[str, Any]:
+    """The schema of an object that has this key, and not as null."""
+    return {"required": [key], "properties": {key: {"not": {"type": "null"}}}}

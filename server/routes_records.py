@@ -1,56 +1,109 @@
-"""Write, read, delete and count records. Hot: msgspec in, msgspec out."""
+"""Write, read, scroll, delete and count records. Hot: msgspec in, bytes out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from fastapi import FastAPI
 
-import msgspec
-from fastapi import FastAPI, Response
-
+from nestvec.errors import InvalidRecord
 from nestvec.server import wire
-from nestvec.server.codec import check_batch, decode, encode, record_reply, to_record
+from nestvec.server.codec import check_batch, to_filter
+from nestvec.server.codec_records import record_problem, record_reply, to_records
+from nestvec.server.errors import invalid
+from nestvec.server.formats import ARROW, JSON, MSGPACK, unsupported
+from nestvec.server.hot import Call, add_hot_route
 from nestvec.server.models import CountReply
-from nestvec.server.openapi import json_body, json_reply, problems
-from nestvec.server.service import CollectionName, RawBody, Service, TheService
+from nestvec.server.openapi import problems
+from nestvec.server.service import CollectionName, TheService
 
 _PATH = "/v1/collections/{name}/records"
+_ARROW = """Columns id (string), vector (fixed-size list or list of floats), text (string), payload (JSON string or
+struct); buffers without compression, no dictionaries."""
 
 
-async def upsert(service: TheService, name: CollectionName, body: RawBody) -> Response:
+async def upsert(call: Call, name: str) -> bytes:
     """Write records, all or none: durable and searchable when this answers."""
-    return await service.run(lambda: _upsert(service, name, body))
+    return await call.service.run(lambda: _upsert(call, name))
 
 
-def _upsert(service: Service, name: str, body: bytes) -> Response:
-    request = decode(body, wire.UpsertBody)
-    check_batch(request.records, service.settings.max_batch, "records")
-    collection = service.collection(name)
-    dims = collection.config.dims
-    result = collection.upsert([to_record(record, i, dims) for i, record in enumerate(request.records)])
-    return encode(wire.UpsertReply(result.count, result.seq))
+def _upsert(call: Call, name: str) -> bytes:
+    limit = call.service.settings.max_batch
+    request, places = _records(call, limit)
+    collection = call.service.collection(name)
+    records = to_records(request, collection.config.dims, limit)
+    try:
+        result = collection.upsert(records)
+    except InvalidRecord as error:
+        raise record_problem(error, places) from None
+    return call.reply(wire.UpsertReply(result.count, result.seq))
 
 
-async def get(service: TheService, name: CollectionName, body: RawBody) -> Response:
+def _records(call: Call, limit: int) -> tuple[wire.UpsertBody, str]:
+    """(the records as sent, the pointer to the array that numbers them)."""
+    if call.formats.body == "arrow":
+        from nestvec.server.arrow import decode_stream
+
+        return decode_stream(call.body, limit), "/ids"
+    if call.formats.body is None:
+        raise unsupported(JSON, MSGPACK, ARROW)
+    request = call.decode(wire.UpsertBody)
+    return request, "/records" if isinstance(request.records, list) else "/ids"
+
+
+async def get(call: Call, name: str) -> bytes:
     """Read records by id; ids that do not exist are left out."""
-    return await service.run(lambda: _get(service, name, body))
+    return await call.service.run(lambda: _get(call, name))
 
 
-def _get(service: Service, name: str, body: bytes) -> Response:
-    request = decode(body, wire.GetBody)
-    check_batch(request.ids, service.settings.max_batch, "ids")
-    records = service.collection(name).get(request.ids, with_vector=request.with_vector)
-    return encode(wire.GetReply([record_reply(record, request.with_vector) for record in records]))
+def _get(call: Call, name: str) -> bytes:
+    request = call.decode(wire.GetBody)
+    check_batch(request.ids, call.service.settings.max_batch, "ids")
+    records = call.service.collection(name).get(request.ids, with_vector=request.with_vector)
+    kind, encoding = call.formats.reply, request.vector_encoding
+    return call.reply(wire.GetReply([record_reply(r, request.with_vector, encoding, kind) for r in records]))
 
 
-async def delete(service: TheService, name: CollectionName, body: RawBody) -> Response:
-    """Delete records by id; ids that do not exist are left out of the count."""
-    return await service.run(lambda: _delete(service, name, body))
+async def scroll(call: Call, name: str) -> bytes:
+    """A page of records in the order of their writing; its cursor asks for the next page."""
+    return await call.service.run(lambda: _scroll(call, name))
 
 
-def _delete(service: Service, name: str, body: bytes) -> Response:
-    request = decode(body, wire.DeleteBody)
-    check_batch(request.ids, service.settings.max_batch, "ids")
-    return encode(wire.DeleteReply(service.collection(name).delete(request.ids)))
+def _scroll(call: Call, name: str) -> bytes:
+    request = call.decode(wire.ScrollBody)
+    page = call.service.collection(name).scroll(
+        cursor=request.cursor,
+        limit=request.limit,
+        filter=to_filter(request.filter, call.service.settings, "/filter"),
+        with_payload=request.with_payload,
+        with_vector=request.with_vector,
+    )
+    kind, encoding = call.formats.reply, request.vector_encoding
+    records = [record_reply(record, request.with_vector, encoding, kind) for record in page.records]
+    return call.reply(wire.ScrollReply(records, page.cursor))
+
+
+async def delete(call: Call, name: str) -> bytes:
+    """Delete records by id or by filter; ids that do not exist are left out of the count."""
+    return await call.service.run(lambda: _delete(call, name))
+
+
+def _delete(call: Call, name: str) -> bytes:
+    request = call.decode(wire.DeleteBody)
+    if (request.ids is None) == (request.filter is None):
+        raise invalid("expected exactly one of ids and filter")
+    filter = to_filter(request.filter, call.service.settings, "/filter")
+    if request.ids is not None:
+        check_batch(request.ids, call.service.settings.max_batch, "ids")
+    return call.reply(wire.DeleteReply(call.service.collection(name).delete(request.ids, filter=filter)))
+
+
+async def count_matching(call: Call, name: str) -> bytes:
+    """Number of live records that match a filter."""
+    return await call.service.run(lambda: _count(call, name))
+
+
+def _count(call: Call, name: str) -> bytes:
+    filter = to_filter(call.decode(wire.CountBody).filter, call.service.settings, "/filter")
+    return call.reply(wire.CountReply(call.service.collection(name).count(filter=filter)))
 
 
 async def count(service: TheService, name: CollectionName) -> CountReply:
@@ -60,17 +113,14 @@ async def count(service: TheService, name: CollectionName) -> CountReply:
 
 def add_routes(app: FastAPI) -> None:
     """Register the routes of this file."""
-
-    def hot(
-        path: str, route: Callable[..., object], method: str, body: type[msgspec.Struct], reply: type[msgspec.Struct]
-    ) -> None:
-        responses = {**json_reply(reply, "Done"), **problems(400, 404, 409, 422, 501)}
-        app.add_api_route(_PATH + path, route, methods=[method], operation_id=f"{route.__name__}_records",
-                          tags=["records"], response_class=Response, openapi_extra=json_body(body),
-                          responses=responses)  # fmt: skip
-
-    hot("", upsert, "PUT", wire.UpsertBody, wire.UpsertReply)
-    hot("/get", get, "POST", wire.GetBody, wire.GetReply)
-    hot("/delete", delete, "POST", wire.DeleteBody, wire.DeleteReply)
+    add_hot_route(app, "PUT", "records", upsert, wire.UpsertBody, wire.UpsertReply, operation="upsert_records",
+                  tag="records", arrow=_ARROW)  # fmt: skip
+    for path, handler, body, reply, operation in (
+        ("/get", get, wire.GetBody, wire.GetReply, "get_records"),
+        ("/scroll", scroll, wire.ScrollBody, wire.ScrollReply, "scroll_records"),
+        ("/delete", delete, wire.DeleteBody, wire.DeleteReply, "delete_records"),
+        ("/count", count_matching, wire.CountBody, wire.CountReply, "count_matching_records"),
+    ):
+        add_hot_route(app, "POST", "records" + path, handler, body, reply, operation=operation, tag="records")
     app.add_api_route(_PATH + "/count", count, methods=["GET"], operation_id="count_records", tags=["records"],
                       responses=problems(404, 422))  # fmt: skip

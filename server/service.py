@@ -1,29 +1,52 @@
-"""What the routes share: the database, the settings, and the bounded threads in which the engine runs."""
+"""What the routes share: the database, the settings, the metrics, and the bounded threads in which the engine runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import contextvars
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, TypeVar, cast
 
-import anyio
-import anyio.to_thread
 from fastapi import Depends, Path, Request
 
 from nestvec.engine.collection import Collection
 from nestvec.engine.database import Database
+from nestvec.engine.jobs import Jobs
+from nestvec.engine.record import Hits
 from nestvec.errors import NotFound
+from nestvec.server.admission import Admission
+from nestvec.server.auth import Auth
+from nestvec.server.batching import Batcher
+from nestvec.server.metrics import Metrics
 from nestvec.server.settings import Settings
+from nestvec.server.tracing import Tracing
 
 T = TypeVar("T")
 
 
 class Service:
-    """One open database behind one application; `ready` while it answers."""
+    """One open database behind one application.
+
+    warm: every collection is mapped, and in memory as far as it is to be. stopping: it is to end. failure: why it never
+    will be ready.
+    """
 
     def __init__(self, database: Database, settings: Settings) -> None:
-        self.database, self.settings, self.ready = database, settings, False
+        self.database, self.settings = database, settings
+        self.warm, self.stopping, self.failure = False, False, cast("Exception | None", None)
+        self.metrics, self.tracing = Metrics(database), Tracing()
+        self.admission = Admission(settings, self.metrics.refused)
+        self.auth = Auth(database, settings)
+        self.jobs = Jobs(database.ledger)
         # One thread per core: the engine's calls are bound by the processor, and more of them only wait longer.
-        self._limiter = anyio.CapacityLimiter(settings.threads)
+        self._threads = ThreadPoolExecutor(settings.threads, "nestvec-engine")
+        self.batcher = Batcher(self._threads, settings.threads)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should come here."""
+        return self.warm and not self.stopping
 
     def collection(self, name: str) -> Collection:
         """The collection, or a NotFound that does not show clients where the database lies."""
@@ -32,9 +55,42 @@ class Service:
         except NotFound:
             raise no_collection(name) from None
 
+    async def opened(self, name: str) -> Collection:
+        """`collection`, for the event loop: in a thread where that may have to wait for the disk or for others."""
+        known = self.database.opened(name)
+        return known if known is not None else await self.run(lambda: self.collection(name))
+
     async def run(self, work: Callable[[], T]) -> T:
-        """`work()` in one of the threads, never on the event loop."""
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        """`work()` in one of the threads, never on the event loop.
+
+        Cancelled while it waits for a thread (the deadline passed, the client left), it never starts; once it runs it
+        goes on to its end, and keeps its thread for so long.
+        """
+        context, waiting = contextvars.copy_context(), self.metrics.waiting
+        waiting.inc()
+
+        def start() -> T:
+            waiting.dec()
+            return context.run(work)
+
+        future = self._threads.submit(start)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            if future.cancelled():
+                waiting.dec()
+            raise
+
+    def searched(self, answers: Iterable[Hits]) -> None:
+        """Count the work of answered queries, and note it in the request's trace. To be called once per request."""
+        works = [hits.work for hits in answers]
+        self.metrics.searched(works)
+        self.tracing.searched(works)
+
+    async def close(self) -> None:
+        """Ask jobs to stop, and wait for them and the engine's threads; the database may be closed afterwards."""
+        await asyncio.to_thread(self.jobs.close)
+        await asyncio.to_thread(self._threads.shutdown)
 
 
 def no_collection(name: str) -> NotFound:

@@ -1,4 +1,7 @@
-"""The hot bodies and replies, as msgspec structs; the OpenAPI document shows schemas made from these classes."""
+"""The hot bodies and replies, as msgspec structs; the OpenAPI document shows schemas made from these classes.
+
+One struct serves both formats: what is `bytes` here is base64 in JSON and bin in msgpack.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,17 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from nestvec.engine.plan import MAX_K
+from nestvec.engine.fusion import MAX_DEPTH as MAX_DEPTH_OF_FUSION
+from nestvec.engine.fusion import Kind
+from nestvec.engine.plan import MAX_K, Route
 from nestvec.engine.schema import MAX_DIMS, MAX_ID_BYTES, MAX_PAYLOAD_BYTES, MAX_TEXT_BYTES
 from nestvec.index.funnel import StageRows
 from nestvec.index.work import StageWork
 
 MAX_DEPTH = 32
+MAX_PAGE = 1000
 
-# Bounds that only the published schema carries are checked in codec.py or by the engine, with better messages.
+# Bounds that only the published schema carries are checked in codec*.py or by the engine, with better messages.
 Numbers = Annotated[
     list[float],
     Meta(
@@ -21,6 +27,14 @@ Numbers = Annotated[
         extra_json_schema={"minItems": 1, "maxItems": MAX_DIMS},
     ),
 ]
+Packed = Annotated[
+    bytes,
+    Meta(
+        description="float32 numbers, little-endian, one after the other: base64 in JSON, bin in msgpack.",
+        extra_json_schema={"format": "byte", "minLength": 1},
+    ),
+]
+Vector = Numbers | Packed
 Id = Annotated[
     str,
     Meta(
@@ -32,6 +46,13 @@ Payload = Annotated[
     dict[str, Any],
     Meta(description=f"JSON object, at most {MAX_PAYLOAD_BYTES} bytes and {MAX_DEPTH} deep; integers fit in 64 bits."),
 ]
+FilterTree = Annotated[
+    dict[str, Any],
+    Meta(
+        description="A filter: all, any or not over filters, or one condition on a field of the payload.",
+        extra_json_schema={"examples": [{"field": "lang", "eq": "en"}]},
+    ),
+]
 Ids = Annotated[list[Id], Meta(min_length=1)]
 K = Annotated[int, Meta(ge=1, le=MAX_K, description="How many hits.")]
 RecordText = Annotated[str, Meta(extra_json_schema={"maxLength": MAX_TEXT_BYTES})]
@@ -41,21 +62,44 @@ Margin = Annotated[
     float,
     Meta(ge=0, description="In units of the model's score spread, 1 for unit vectors. Left out: no cut by margin."),
 ]
+FieldNames = Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(max_length=64)]
+WithPayload = Annotated[
+    bool | FieldNames,
+    Meta(description="Whether to send payload and text; a list of names sends only these fields of the payload."),
+]
+VectorEncoding = Annotated[
+    Literal["list", "base64"],
+    Meta(description="How vectors stand in a JSON reply. In msgpack they are always bin."),
+]
+Layout = Annotated[
+    Literal["rows", "columns"], Meta(description="Hits one by one, or one array for ids, one for scores, and so on.")
+]
+Rank = Annotated[
+    Literal["dense", "bm25", "hybrid"], Meta(description="What orders the hits: the vectors, the words, or both.")
+]
+TimeoutMs = Annotated[int, Meta(ge=1, le=600_000, description="Answer 504 when it takes longer, in milliseconds.")]
 
 
 class RecordBody(Struct, forbid_unknown_fields=True):
     """A record to write: a vector, or a text that the collection's encoder turns into one, or both."""
 
     id: Id
-    vector: Numbers | None = None
+    vector: Vector | None = None
     text: RecordText | None = None
     payload: Payload | None = None
 
 
 class UpsertBody(Struct, forbid_unknown_fields=True):
-    """Records to write; all of them or none."""
+    """Records to write, all of them or none: `records` one by one, or columns of equal length beside `ids`.
 
-    records: Annotated[list[RecordBody], Meta(min_length=1)]
+    The column `vectors` is a list, or the numbers of all vectors packed into one value.
+    """
+
+    records: Annotated[list[RecordBody], Meta(min_length=1)] | UnsetType = UNSET
+    ids: Ids | UnsetType = UNSET
+    vectors: list[Vector | None] | Packed | None = None
+    texts: list[RecordText | None] | None = None
+    payloads: list[Payload | None] | None = None
 
 
 class GetBody(Struct, forbid_unknown_fields=True):
@@ -63,12 +107,31 @@ class GetBody(Struct, forbid_unknown_fields=True):
 
     ids: Ids
     with_vector: bool = False
+    vector_encoding: VectorEncoding = "list"
 
 
 class DeleteBody(Struct, forbid_unknown_fields=True):
-    """Ids to delete."""
+    """What to delete: exactly one of `ids` and `filter`."""
 
-    ids: Ids
+    ids: Ids | None = None
+    filter: FilterTree | None = None
+
+
+class CountBody(Struct, forbid_unknown_fields=True):
+    """What to count: the records that match `filter`, or all."""
+
+    filter: FilterTree | None = None
+
+
+class ScrollBody(Struct, forbid_unknown_fields=True):
+    """A page of records in the order of their writing; `cursor` is that of the page before."""
+
+    cursor: Annotated[str, Meta(max_length=1024)] | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = 100
+    filter: FilterTree | None = None
+    with_payload: WithPayload = True
+    with_vector: bool = False
+    vector_encoding: VectorEncoding = "list"
 
 
 class CutBody(Struct, forbid_unknown_fields=True):
@@ -90,7 +153,7 @@ class StageBody(Struct, forbid_unknown_fields=True):
 class PlanBody(Struct, forbid_unknown_fields=True):
     """How a query is run: where first rows come from, then the cuts and stages of the funnel."""
 
-    route: Literal["exact", "soar"]
+    route: Route
     probes: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     probe_margin: Margin | UnsetType = UNSET
     shortlist: CutBody | UnsetType = UNSET
@@ -98,16 +161,31 @@ class PlanBody(Struct, forbid_unknown_fields=True):
     stage_metric: Literal["partial", "cosine"] = "partial"
 
 
-class QueryBody(Struct, forbid_unknown_fields=True):
-    """One query: exactly one of `vector` and `text`, and at most one of `plan` and `exact`."""
+class FusionBody(Struct, forbid_unknown_fields=True):
+    """How a hybrid search makes one order of two; `weight` is the dense side's share."""
 
-    vector: Numbers | None = None
+    kind: Kind = "weighted"
+    weight: Annotated[float, Meta(ge=0, le=1)] | None = None
+    depth: Annotated[int, Meta(ge=1, le=MAX_DEPTH_OF_FUSION)] | None = None
+    rrf_k: Annotated[float, Meta(ge=0, le=1_000_000)] = 60.0
+
+
+class QueryBody(Struct, forbid_unknown_fields=True):
+    """One query: exactly one of `vector` and `text`, or with rank hybrid both; at most one of `plan` and `exact`."""
+
+    vector: Vector | None = None
     text: QueryText | None = None
     k: K = 10
+    filter: FilterTree | None = None
+    rank: Rank = "dense"
+    fusion: FusionBody | None = None
     plan: PlanBody | None = None
     exact: bool = False
-    with_payload: bool = True
+    timeout_ms: TimeoutMs | None = None
+    with_payload: WithPayload = True
     with_vector: bool = False
+    vector_encoding: VectorEncoding = "list"
+    layout: Layout = "rows"
 
 
 class QueryBatchBody(Struct, forbid_unknown_fields=True):
@@ -124,18 +202,24 @@ class UpsertReply(Struct):
 
 
 class DeleteReply(Struct):
-    """How many of the ids existed."""
+    """How many records existed and are gone."""
 
     deleted: int
 
 
-class RecordReply(Struct):
+class CountReply(Struct):
+    """Live records, of those that match."""
+
+    count: int
+
+
+class RecordReply(Struct, gc=False):
     """A stored record; `vector` only if asked for."""
 
     id: str
     payload: dict[str, Any] | None
     text: str | None
-    vector: list[float] | UnsetType = UNSET
+    vector: Vector | UnsetType = UNSET
 
 
 class GetReply(Struct):
@@ -144,14 +228,44 @@ class GetReply(Struct):
     records: list[RecordReply]
 
 
-class HitReply(Struct):
-    """A found record; a higher score is better. `vector` only if asked for."""
+class ScrollReply(Struct):
+    """A page of records; `cursor` asks for the next one, null after the last."""
+
+    records: list[RecordReply]
+    cursor: str | None
+
+
+class HitReply(Struct, gc=False):
+    """A found record; a higher score is better. `vector` only if asked for. With chunking `id` is the best chunk's, and
+    `document` its document's; elsewhere `document` is left out."""
 
     id: str
     score: float
     payload: dict[str, Any] | None
     text: str | None
-    vector: list[float] | UnsetType = UNSET
+    vector: Vector | UnsetType = UNSET
+    document: str | UnsetType = UNSET
+
+
+class HitColumns(Struct):
+    """The hits as columns; payloads, texts and vectors only if asked for, documents only with chunking. Packed vectors
+    stand one after the other."""
+
+    ids: list[str]
+    scores: list[float]
+    payloads: list[dict[str, Any] | None] | UnsetType = UNSET
+    texts: list[str | None] | UnsetType = UNSET
+    vectors: list[Numbers] | Packed | UnsetType = UNSET
+    documents: list[str] | UnsetType = UNSET
+
+
+class FilterReply(Struct):
+    """What the filter left: how many records match, which share of all that is, and how they were searched ("none":
+    there was no filter, and all match)."""
+
+    mode: Literal["none", "scan", "exact"]
+    matching: int
+    selectivity: float
 
 
 class WorkReply(Struct):
@@ -166,15 +280,16 @@ class WorkReply(Struct):
 
 
 class QueryResult(Struct):
-    """Answer to one query of a batch."""
+    """Answer to one query of a batch; hits stand best first. `plan` is null where words alone were searched."""
 
-    hits: list[HitReply]
-    plan: PlanBody
+    hits: list[HitReply] | HitColumns
+    plan: PlanBody | None
     work: WorkReply
     generation: int | None
+    filter: FilterReply
 
 
-class QueryReply(QueryResult):
+class QueryReply(QueryResult, kw_only=True):
     """Answer to one query; `took_ms` is the time in the server, without the network."""
 
     took_ms: float

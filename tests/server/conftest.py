@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 import nestvec
 from nestvec.engine.database import Database
 from nestvec.engine.record import Record
 from nestvec.server.app import create_app
+from nestvec.server.process import configuration, listen
 from nestvec.server.settings import Settings
 
 DIMS = 8
@@ -41,4 +47,33 @@ def database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def client(database: Database, settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(database, settings)) as client:
+        wait_ready(client)
         yield client
+
+
+@pytest.fixture
+def served() -> Callable[[FastAPI], AbstractContextManager[str]]:
+    """Serves an application over a real socket, in a thread; gives its address."""
+    return serve_in_thread
+
+
+@contextmanager
+def serve_in_thread(app: FastAPI) -> Iterator[str]:
+    settings = app.state.service.settings.model_copy(update={"port": 0})
+    server = uvicorn.Server(configuration(app, settings))
+    with listen(settings) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_ready(client: TestClient) -> None:
+    """Return when every collection is warm."""
+    deadline = time.monotonic() + 30
+    while client.get("/readyz").status_code != 200:
+        assert time.monotonic() < deadline, client.get("/readyz").json()
+        time.sleep(0.001)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import numpy as np
 import pytest
@@ -19,7 +21,9 @@ def test_health_is_open_and_info_says_what_runs(client: TestClient) -> None:
     for path in ("/healthz", "/livez", "/readyz"):
         assert client.get(path).json() == {"status": "ok"}
     info = client.get("/v1/info").json()
-    assert set(info) == {"name", "version", "kernels", "sqlite", "encoders"}
+    assert set(info) == {"name", "version", "kernels", "sqlite", "encoders", "routes", "workers", "limits"}
+    assert {"exact", "soar"} <= set(info["routes"])
+    assert info["limits"]["max_batch"] == 50
     assert info["name"] == "nestvec"
     assert "static" in info["encoders"]
 
@@ -29,7 +33,8 @@ def test_ready_only_between_start_and_stop(database: Database, settings: Setting
     response = TestClient(app).get("/readyz")
     assert (response.status_code, response.headers["retry-after"]) == (503, "1")
     with TestClient(app) as client:
-        assert client.get("/readyz").status_code == 200
+        while client.get("/readyz").status_code != 200:
+            time.sleep(0.001)
     assert TestClient(app).get("/readyz").status_code == 503
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+import nestvec
 
 START = """
 import sys
@@ -78,7 +81,7 @@ def test_a_declared_body_over_the_bound_is_refused_before_it_is_sent(tmp_path: P
     process = start(tmp_path / "db", port=port, max_body_mb="1")
     wait_ready(process, f"http://127.0.0.1:{port}")
     with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as wire:
-        wire.sendall(b"POST /v1/collections/c/query HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        wire.sendall(b"POST /v1/collections/c/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                      b"Content-Length: 99999999999\r\n\r\n{")  # fmt: skip
         answer = b""
         while piece := wire.recv(65536):
@@ -88,3 +91,32 @@ def test_a_declared_body_over_the_bound_is_refused_before_it_is_sent(tmp_path: P
     process.terminate()
     process.communicate(timeout=30)
     assert process.returncode == 0
+
+
+def test_a_stopping_service_says_so_first_and_finishes_what_it_began(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = start(tmp_path / "db", port=port, drain_seconds="1", max_body_mb="8")
+    wait_ready(process, url)
+    httpx.put(url + "/v1/collections/c", json={"dims": 2}).raise_for_status()
+    body = json.dumps({"records": [{"id": "a", "vector": [1, 0]}]}).encode()
+    with socket.create_connection(("127.0.0.1", int(port)), timeout=10) as wire:
+        wire.sendall(b"PUT /v1/collections/c/records HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: %d\r\n\r\n%s" % (len(body), body[:5]))  # fmt: skip
+        time.sleep(0.2)
+        process.terminate()
+        deadline = time.monotonic() + 5
+        while (status := httpx.get(url + "/readyz").status_code) == 200:
+            assert time.monotonic() < deadline
+        assert status == 503
+        assert httpx.get(url + "/livez").status_code == 200
+        time.sleep(1.5)  # the socket is closed by now
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url + "/livez")
+        wire.sendall(body[5:])
+        answer = wire.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200")
+    _, log = process.communicate(timeout=30)
+    assert process.returncode == 0, log
+    with nestvec.open(tmp_path / "db") as database:
+        assert database.collection("c").count() == 1

@@ -1,0 +1,67 @@
+"""Admission control: how many requests, and how many bytes of their bodies, one process holds at a time.
+
+What is refused is refused before its body is read, so that an overload costs little. Only the event loop calls this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from nestvec.server.errors import RequestProblem
+from nestvec.server.settings import Settings
+
+
+class Admission:
+    """Counts the requests held. `working`: body in, being answered; `uploading`: body on its way.
+
+    The two are bounded apart: clients who send slowly must not shut out those who send at once.
+    """
+
+    def __init__(self, settings: Settings, refused: Callable[[str], None]) -> None:
+        """`refused` is told the reason of every refusal."""
+        self._refused = refused
+        self._most_working, self._most_uploading = settings.max_in_flight, settings.max_uploads
+        self._most_bytes = settings.max_in_flight_mb * 1024 * 1024
+        self._most_per_key = settings.max_in_flight_per_key
+        self.working, self.uploading, self.bytes = 0, 0, 0
+        self._by_key: Counter[str] = Counter()
+
+    def start_upload(self) -> None:
+        """Count a request whose body is on its way; 503 where there is no room for one more."""
+        self._check_work()
+        if self.uploading >= self._most_uploading:
+            raise self._refusal("busy", f"{self.uploading} bodies are on their way; try again")
+        self.uploading += 1
+
+    def start_work(self) -> None:
+        """Count a request whose body is in; 503 where there is no room, or too many were let in at once."""
+        self._check_work()
+        self.working += 1
+
+    def _check_work(self) -> None:
+        if self.working >= self._most_working:
+            raise self._refusal("busy", f"{self.working} requests are being answered; try again")
+
+    def add_bytes(self, count: int) -> None:
+        """Hold `count` more bytes; 503 where there is no room. Alone, one body is always let in."""
+        if self.bytes and self.bytes + count > self._most_bytes:
+            raise self._refusal("bytes", f"{self.bytes} bytes of request bodies are held; try again")
+        self.bytes += count
+
+    def enter_key(self, key: str) -> None:
+        """Count a request of an API key; 429 where the key has too many."""
+        if self._most_per_key is not None and self._by_key[key] >= self._most_per_key:
+            raise self._refusal("key", f"this key has {self._by_key[key]} requests in flight; try again")
+        self._by_key[key] += 1
+
+    def _refusal(self, reason: str, detail: str) -> RequestProblem:
+        self._refused(reason)
+        status, code = (429, "too_many_requests") if reason == "key" else (503, "busy")
+        return RequestProblem(status, code, detail, headers={"Retry-After": "1"})
+
+    def leave_key(self, key: str) -> None:
+        """Uncount what `enter_key` counted."""
+        self._by_key[key] -= 1
+        if not self._by_key[key]:
+            del self._by_key[key]
