@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nestvec.engine.coordinates import F32, rotate_queries
 from nestvec.engine.plan import Plan, check_int8, wider
+from nestvec.engine.planner import Choice
 from nestvec.engine.routes import Searcher, require
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, SegmentView, Snapshot
@@ -22,17 +23,18 @@ Rows = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Sequence numbers [m] and scores [m], score descending, then sequence number ascending."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Found:
     """The best rows of one query: sequence numbers i64 [m] and scores f32 [m], in order, and how they were found.
 
-    `plan` is None where no vectors were searched.
+    `plan` is None where no vectors were searched, `choice` where the caller said how.
     """
 
     seqs: NDArray[np.int64]
     scores: NDArray[np.float32]
     plan: Plan | None
     work: Work
+    choice: Choice | None = None
 
 
 def execute(snapshot: Snapshot, config: CollectionConfig, queries: F32, k: int, plan: Plan) -> list[Found]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _STEPS = 24  # halvings of [0, 1]: the bound is exact to 6e-8
-_MOST = 0.75  # of the largest bet that could lose everything
+_MOST = (0.75, 0.9, 0.98)  # of the largest bet, which could lose everything; where means are near 1, bold ones pay
 
 
 def lower_bound(values: NDArray[np.float64], delta: float) -> float:
@@ -46,8 +46,12 @@ def _bets(values: NDArray[np.float64], delta: float) -> NDArray[np.float64]:
 
 
 def _ruled_out(values: NDArray[np.float64], bets: NDArray[np.float64], mean: float, delta: float) -> bool:
-    """Whether a true mean of at most `mean` would have made the wealth reach 1/delta."""
+    """Whether a true mean of at most `mean` would have made the wealth reach 1/delta.
+
+    The wealth is shared among some bettors: a mean of martingales is one.
+    """
     if mean <= 0:
         return True
-    wealth = np.cumsum(np.log1p(np.minimum(bets, _MOST / mean) * (values - mean)))
+    logs = [np.cumsum(np.log1p(np.minimum(bets, most / mean) * (values - mean))) for most in _MOST]
+    wealth = np.logaddexp.reduce(logs) - math.log(len(_MOST))
     return bool(wealth.max() >= math.log(1 / delta))

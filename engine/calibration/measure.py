@@ -33,10 +33,10 @@ _MOST_OF_ROWS = 0.05
 EXACT_ROWS = 4000  # fewer that pass a filter are scanned: no plan is cheaper
 _ORDER = (10, 1, 100, 1000)
 _PATH_OF = {1: 10, 1000: 100}  # one neighbour says too little to find a path by, and a thousand cost too much
-_EXPLORED, _LEAST_EXPLORED, _MOST_EXPLORED = 2000, 32, 128  # neighbours, queries, queries that find a path
-_PROMISED = {100: 500, 1000: 150}  # queries that measure a path; all for fewer neighbours
+_EXPLORED, _LEAST_EXPLORED, _MOST_EXPLORED = 2000, 24, 128  # neighbours, queries, queries that find a path
+_PROMISED = {100: 500, 1000: 100}  # queries that measure a path; all for fewer neighbours
 _LEAST_RECALL = 0.7
-_FINE, _COARSE = 0.015, 0.1  # recall between neighbouring points
+_FINE, _COARSE = 0.02, 0.1  # recall between neighbouring points
 _START: Margins = (0.4, 0.2, 0.12, 0.08)  # generous, in units of the spread: probes, codes, stages
 _WIDER = 1.3  # for many neighbours
 _SAME_SCORE = 2e-5  # of the spread: what float32 products and their order of addition leave open
@@ -45,7 +45,10 @@ _TIMED = 24
 
 @dataclass(frozen=True)
 class Ground:
-    """What is calibrated: coded segments of one model, and which of all their rows count (a mask over all)."""
+    """What is calibrated: coded segments of one model, and which of all their rows count (a mask over all).
+
+    `rows`: live rows of the whole collection.
+    """
 
     views: Sequence[SegmentView]
     allowed: NDArray[np.bool_]
@@ -53,6 +56,7 @@ class Ground:
     metric: Metric
     granularities: tuple[int, ...]
     row_bytes: int
+    rows: int
     threads: int
 
 
@@ -184,9 +188,9 @@ def measure(ground: Ground, generation: int, queries: F32, source: Source, progr
         frontiers.append(_frontier(promised, paths[k], cost))
     progress("calibrate", len(cells), len(cells))
     return Calibration(
-        datetime.now(UTC).isoformat(timespec="seconds"),
+        datetime.now(UTC).isoformat(timespec="milliseconds"),
         generation,
-        whole.rows,
+        ground.rows,
         source,
         DELTA,
         exact_micros,

@@ -18,7 +18,7 @@ from nestvec.index.funnel import Cut, Stage
 
 _SHRINK, _SHRINK_ALL = 0.8, 0.75
 _NOTHING = 0.0005
-_COST_APART = 1.3  # ratio of costs between neighbouring points
+_COST_APART = 1.5  # ratio of costs between neighbouring points
 _CLOSE = 16  # steps closer than this part of what may lie between points are one point
 _LOSSES = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.007, 0.011, 0.016, 0.022, 0.03, 0.04, 0.055, 0.075, 0.1, 0.14, 0.2, 0.3)
 _LEAST_MARGIN = 0.002
@@ -37,12 +37,13 @@ class Shape:
     stages: tuple[tuple[int, int, bool], ...]
 
     def plan(self, margins: Margins) -> Plan:
-        """The plan with these margins."""
+        """The plan with these margins, to five decimals: people read them."""
+        rounded = [round(margin, 5) for margin in margins]
         stages = tuple(
             Stage(dims, keep, margin, "int8" if int8 else "stored")
-            for (dims, keep, int8), margin in zip(self.stages, margins[2:], strict=True)
+            for (dims, keep, int8), margin in zip(self.stages, rounded[2:], strict=True)
         )
-        return Plan("soar", self.probes, stages, probe_margin=margins[0], shortlist=Cut(self.shortlist, margins[1]))
+        return Plan("soar", self.probes, stages, probe_margin=rounded[0], shortlist=Cut(self.shortlist, rounded[1]))
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,9 @@ class Step:
 
 
 def descend(run: Callable[[Margins], Step], start: Margins, least: float) -> list[Step]:
-    """The steps of the path, from `start` down to a recall of about `least`."""
-    path = [run(start)]
-    current = _shrunk_together(run, path[0])
-    path.append(current)
+    """The steps of the path, from `start`, or a cheaper step that finds as much, down to a recall of about `least`."""
+    path = _shrunk_together(run, run(start))
+    current = path[-1]
     prices = dict.fromkeys(range(len(start)), 0.0)  # recall lost per microsecond saved, when last measured
     while prices and current.recall > least:
         knob = min(prices, key=lambda each: prices[each])
@@ -74,14 +74,17 @@ def descend(run: Callable[[Margins], Step], start: Margins, least: float) -> lis
     return path
 
 
-def _shrunk_together(run: Callable[[Margins], Step], first: Step) -> Step:
-    """All margins shrunk by the same ratio as far as that loses nothing worth a step."""
-    held = first
+def _shrunk_together(run: Callable[[Margins], Step], first: Step) -> list[Step]:
+    """The last two steps of shrinking all margins by the same ratio while that loses nothing to speak of.
+
+    The last but one stays on the path: what a few queries do not miss, more of them may.
+    """
+    held = [first]
     while True:
-        tried = run(tuple(margin * _SHRINK_ALL for margin in held.margins))
+        tried = run(tuple(margin * _SHRINK_ALL for margin in held[-1].margins))
         if tried.recall < first.recall - _NOTHING:
-            return held
-        held = tried
+            return held[-2:]
+        held.append(tried)
 
 
 def _price(now: Step, then: Step) -> float:

@@ -9,6 +9,7 @@ from nestvec.engine.plan import Plan
 from nestvec.errors import InvalidInput
 
 VERSION = 1
+_OUTGROWN = 1.5  # rows now to rows then, or the other way round
 
 Source = Literal["queries", "texts", "documents"]
 """Where calibration queries came from: given ones, pieces of stored texts, or documents that were held out."""
@@ -59,9 +60,9 @@ class Frontier:
 class Calibration:
     """All frontiers of one generation, measured at one time.
 
-    `created`: UTC, ISO 8601. `rows`: live rows then. `delta`: the chance that a floor is wrong. `exact_micros`: what
-    the exact scan takes for a row. `seconds`: what the calibration took. `stale`: why it should no longer be trusted,
-    None while it should.
+    `created`: UTC, ISO 8601. `rows`: live rows of the collection then. `delta`: the chance that a floor is wrong.
+    `exact_micros`: what the exact scan takes for a row. `seconds`: what the calibration took. `stale`: why it should no
+    longer be trusted, None while it should.
     """
 
     created: str
@@ -86,6 +87,12 @@ class Calibration:
         if version != VERSION or fields.get("source") not in get_args(Source):
             raise InvalidInput(f"expected a calibration of version {VERSION}, got {version!r}: calibrate again")
         return cls(**{**fields, "frontiers": tuple(Frontier.from_json(each) for each in fields["frontiers"])})
+
+    def stale_at(self, rows: int) -> str | None:
+        """Why it should not be trusted where the collection has so many live rows; None while it should."""
+        if self.stale is None and not self.rows <= _OUTGROWN * rows <= _OUTGROWN**2 * self.rows:
+            return f"measured on {self.rows:,} rows, and there are {rows:,} now: calibrate again"
+        return self.stale
 
     def at(self, k: int) -> list[Frontier]:
         """The frontiers of one k, widest filter first."""

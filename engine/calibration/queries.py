@@ -20,7 +20,8 @@ from nestvec.engine.writer import Encode
 F32 = NDArray[np.float32]
 
 MOST = 1000
-_LEAST, _ROWS_TIMES_QUERIES = 300, 300_000_000  # truth costs their product
+_LEAST, _ROWS_TIMES_QUERIES = 500, 600_000_000  # truth costs their product
+_ENOUGH_TEXTS = 300
 _SPAN = (4, 12)  # words of a text that stand for a question about it
 _MIXED = 0.3  # a held-out document is moved up to this share of the way to another one
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
@@ -59,7 +60,7 @@ def text_queries(
     for start in range(0, len(chosen), 500):
         texts += [text for _, _, text in catalog.read_records(connection, chosen[start : start + 500]) if text]
     spans = [span for span in (_span(text, rng) for text in texts) if span][:count]
-    if len(spans) < _LEAST:
+    if len(spans) < _ENOUGH_TEXTS:
         return None
     return _stored(prepare_queries(encode(spans), config), "texts", snapshot)
 

@@ -20,7 +20,7 @@ from nestvec.engine.writer import Encode
 from nestvec.errors import InvalidInput
 from nestvec.index.soar.train import SoarModel
 
-_LEAST_QUERIES = 100
+LEAST_QUERIES = 100
 
 
 def calibrate(part: Part, queries: F32 | None, encode: Encode | None, progress: Progress) -> Calibration | None:
@@ -29,8 +29,8 @@ def calibrate(part: Part, queries: F32 | None, encode: Encode | None, progress: 
     `queries` f32 [b, dims] as a search takes them; None: pieces of stored texts, made into questions by `encode`, or
     held-out documents. Raises InvalidInput for fewer queries than say anything.
     """
-    if queries is not None and len(queries) < _LEAST_QUERIES:
-        raise InvalidInput(f"a calibration needs at least {_LEAST_QUERIES} queries, got {len(queries)}")
+    if queries is not None and len(queries) < LEAST_QUERIES:
+        raise InvalidInput(f"a calibration needs at least {LEAST_QUERIES} queries, got {len(queries)}")
     with part.keeper.current() as (connection, snapshot):
         if not worth_calibrating(snapshot):
             return None
@@ -64,5 +64,13 @@ def _ground(part: Part, snapshot: Snapshot, queries: CalibrationQueries) -> Grou
         mask[view.segment.find(queries.held_out)[1]] = False
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config = part.config
-    row_bytes = config.dims * np.dtype(config.dtype).itemsize
-    return Ground(views, np.concatenate(allowed), model, config.index_metric, config.granularities, row_bytes, threads)
+    return Ground(
+        views,
+        np.concatenate(allowed),
+        model,
+        config.index_metric,
+        config.granularities,
+        config.dims * np.dtype(config.dtype).itemsize,
+        snapshot.rows,
+        threads,
+    )

@@ -66,9 +66,10 @@ def find_truth(
         step = max(1, _BLOCK_FLOATS // vectors.shape[1])
         for start in range(0, len(vectors), step):
             stop = min(start + step, len(vectors))
-            rows = np.flatnonzero(allowed[first + start : first + stop])
-            scores = _scores(vectors[start:stop][rows], queries, metric)
-            query, column = np.nonzero(scores >= floors[:, None])
+            counting = allowed[first + start : first + stop]
+            rows, block = np.flatnonzero(counting), vectors[start:stop]
+            scores = _scores(block if len(rows) == len(block) else block[rows], queries, metric)
+            query, column = np.divmod(np.flatnonzero(scores >= floors[:, None]), len(rows))
             found.append((query, rows[column] + first + start, scores[query, column]))
             tick(stop - start)
         first += len(vectors)

@@ -15,6 +15,7 @@ from nestvec.engine.calibration.bounds import lower_bound
 from nestvec.engine.calibration.path import Step, descend, spread_out
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint
 from nestvec.engine.calibration.truth import find_truth
+from nestvec.engine.explain import neighbours
 from nestvec.engine.plan import Plan
 from nestvec.engine.planner import Goal, Scope, choose
 from nestvec.index.funnel import Cut, Stage
@@ -82,14 +83,14 @@ def test_a_path_gives_up_what_costs_least() -> None:
         return Step(margins, 1 - 0.5 * np.exp(-30 * good) - 0.01 * np.exp(-30 * poor), 10 + 100 * good + 900 * poor)
 
     path = descend(run, (0.4, 0.4), 0.6)
-    assert path[0].margins == (0.4, 0.4)
+    assert path[0].margins[0] == path[0].margins[1]
     assert path[-1].recall <= 0.62
     costs = [step.micros for step in path]
     assert costs == sorted(costs, reverse=True)
     at = next(step for step in path if step.recall < 0.99)
     assert at.margins[1] < 0.1 < at.margins[0]
     chosen = spread_out(path, 0.02)
-    assert chosen[0] == (0.4, 0.4)
+    assert chosen[0] == path[0].margins
     assert len(chosen) == len(set(chosen)) > 8
 
 
@@ -162,6 +163,43 @@ def test_a_budget_buys_the_most_careful_plan_within_it() -> None:
     poor = choose(calibration, Goal(budget_ms=0.01), scope)
     assert poor.plan == a_plan(0.1)
     assert "no plan keeps within" in poor.reason
+
+
+def test_a_budget_that_pays_for_the_exact_scan_buys_it() -> None:
+    calibration, scope = a_calibration(), Scope(10, 100_000, 100_000, 128)
+    chosen = choose(calibration, Goal(budget_ms=20), scope)
+    assert (chosen.plan.route, chosen.estimate, chosen.target) == ("exact", 1.0, None)
+    assert choose(calibration, Goal(budget_ms=19), scope).plan == a_plan(0.3)
+
+
+def test_the_cheapest_of_the_sure_points_is_taken_and_its_neighbours_are_told() -> None:
+    calibration = a_calibration()
+    points = calibration.frontiers[0].points
+    dear = replace(points[1], micros=400.0)
+    frontier = replace(calibration.frontiers[0], points=(points[0], dear, points[2]))
+    calibration = replace(calibration, frontiers=(frontier,))
+    scope = Scope(10, 100_000, 100_000, 128)
+    chosen = choose(calibration, Goal(recall=0.94), scope)
+    assert (chosen.plan, chosen.at, chosen.k) == (a_plan(0.3), 0, 10)
+    assert neighbours(chosen) == (None, dear)
+    beyond = choose(calibration, Goal(recall=0.995), scope)
+    assert (beyond.at, neighbours(beyond)) == (None, (None, points[0]))
+
+
+def test_between_measured_ks_the_dearer_side_tells_the_neighbours() -> None:
+    calibration = a_calibration()
+    chosen = choose(calibration, Goal(recall=0.95), Scope(30, 100_000, 100_000, 128))
+    wide = calibration.frontiers[2].points
+    assert neighbours(chosen) in {(wide[0], wide[2]), tuple(calibration.frontiers[0].points[::2])}
+    assert chosen.at is not None
+    assert chosen.considered[chosen.at].micros == chosen.micros
+
+
+@pytest.mark.parametrize(("rows", "stale"), [(149_000, False), (151_000, True), (67_000, False), (66_000, True)])
+def test_a_collection_that_outgrew_its_calibration_says_so(rows: int, stale: bool) -> None:
+    chosen = choose(a_calibration(), Goal(recall=0.9), Scope(10, rows, rows, 128))
+    assert (chosen.stale is not None) is stale
+    assert not stale or f"{rows:,} now" in str(chosen.stale)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +277,77 @@ def test_without_queries_held_out_documents_stand_for_them(tmp_path: Path, metri
     assert made.source == "documents"
     recall, _, _ = recall_of(collection, clustered(500, 6), k=10, recall=0.9)
     assert recall >= 0.88  # the kind of queries differs a little: nothing is promised
+
+
+def test_rows_that_are_all_alike_calibrate_too(tmp_path: Path) -> None:
+    collection = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
+    collection.build([Batch(0, vectors=np.ones((6000, DIMS), np.float32))], rotate="none", calibrate=False)
+    assert collection.calibrate(np.ones((300, DIMS), np.float32)) is not None
+    hits = collection.search(np.ones(DIMS, np.float32), recall=0.9)
+    assert len(hits) == 10
+
+
+def test_writing_half_as_much_again_makes_a_calibration_stale(tmp_path: Path) -> None:
+    collection = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
+    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+    made, query = collection.calibration(), clustered(1, 6)[0]
+    assert made is not None
+    assert (made.source, made.rows, made.stale) == ("documents", 6000, None)
+    collection.build([Batch(0, [f"n{i}" for i in range(3100)], vectors=clustered(3100, 2))])
+    hits, now = collection.search(query, recall=0.8), collection.calibration()
+    assert hits.choice is not None
+    assert now is not None
+    assert "9,100 now" in str(now.stale)
+    assert hits.choice.plan.route == "exact" or hits.choice.stale == now.stale
+    collection.calibrate(clustered(300, 5))
+    now = collection.calibration()
+    assert now is not None
+    assert now.stale is None
+
+
+def test_a_damaged_calibration_stops_no_search_and_is_named(tmp_path: Path) -> None:
+    database = nestvec.open(tmp_path / "db")
+    collection = database.create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
+    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+    with collection.part.catalog.write() as connection:
+        connection.execute("UPDATE calibration SET crc = crc + 1")
+    database.close()
+    database = nestvec.open(tmp_path / "db")
+    again = database.collection("c")
+    assert again.calibration() is None
+    choice = again.search(clustered(1, 6)[0], recall=0.9).choice
+    assert choice is not None
+    assert (choice.plan.route, choice.reason[:14]) == ("exact", "not calibrated")
+    assert "the calibration of generation 1" in str([report.damage for report in database.verify()])
+
+
+def test_a_hybrid_search_promises_what_its_vectors_side_was_asked_for(tmp_path: Path) -> None:
+    collection = nestvec.open(tmp_path / "db").create_collection(
+        "c", dims=DIMS, metric="dot", granularities=(8, DIMS), bm25=True
+    )
+    texts = [f"text {i % 50}" for i in range(6000)]
+    collection.build([Batch(0, vectors=clustered(6000, 1), texts=texts)], rotate="none", calibrate=False)
+    collection.calibrate(clustered(400, 5))
+    query = clustered(1, 6)[0]
+    hybrid = collection.search(query, text="text 7", rank="hybrid", k=5, recall=0.9).choice
+    dense = collection.search(query, k=100, recall=0.9).choice
+    assert hybrid is not None
+    assert hybrid == dense
+    assert hybrid.k == 100
+    assert collection.search(text="text 7", rank="bm25", recall=0.9).choice is None
+
+
+def test_explain_with_a_query_tells_what_that_search_did(built: Collection) -> None:
+    built.calibrate(clustered(400, 5))
+    query = clustered(1, 6)[0]
+    found = built.explain(query, k=7, recall=0.9)
+    assert found.hits is not None
+    assert found.work is found.hits.work
+    assert found.choice is found.hits.choice
+    assert built.explain(k=7, recall=0.9).choice == found.choice
+    stages = found.work.stages
+    assert (stages[-1]["dims"], stages[-1]["out"]) == (DIMS, 7)
+    assert 0 < sum(stage["bytes"] for stage in stages) <= found.work.bytes
 
 
 def test_too_few_queries_and_no_index_say_so(built: Collection, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,3 +116,89 @@ def test_closing_stops_the_watch(collection: Collection) -> None:
     collection.close()
     with pytest.raises(InvalidInput, match="share"):
         collection.watch(0.0)
+
+
+def test_a_new_calibration_is_not_held_to_what_an_old_one_promised(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestvec.engine.monitor._COST_SHARE", 1.0)
+    hard = points(1000, 6, noise=2.5)
+    collection.calibrate(points(600, 5, slice(0, 20), 0.3))
+    collection.watch(1.0)
+    for query in hard[:250]:
+        collection.search(query, recall=0.95)
+        time.sleep(0.002)
+    until(lambda: (made := collection.calibration()) is not None and made.stale is not None)
+    collection.calibrate(hard[250:900])
+    for query in hard[900:930]:
+        collection.search(query, recall=0.95)
+    until(lambda: sum(each.queries for each in collection.live_recall()) == 30)
+    made = collection.calibration()
+    assert made is not None
+    assert made.stale is None
+
+
+def test_with_chunking_live_recall_is_that_of_the_chunks_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole documents have lower scores than as many chunks: compared with those they would seem to be missed."""
+    monkeypatch.setattr("nestvec.engine.monitor._COST_SHARE", 1.0)
+    made = nestvec.open(tmp_path / "db").create_collection(
+        "c", encoder="static", chunking=nestvec.Chunking(8, 0), granularities=None
+    )
+    words = "ash birch cedar elm fir hazel ivy juniper larch maple oak pine rowan spruce willow yew".split()
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(words, 60)) for _ in range(700)]
+    made.build([Batch(0, [f"d{i}" for i in range(700)], texts=texts)], calibrate=False)
+    made.calibrate(texts=[" ".join(rng.choice(words, 5)) for _ in range(300)])
+    made.watch(1.0)
+    for _ in range(20):
+        hits = made.search(text=" ".join(rng.choice(words, 5)), k=5, recall=0.9)
+        assert hits.choice is not None
+        assert hits.choice.k is not None
+        assert hits.choice.k >= 20
+    if hits.choice.plan.route == "exact":
+        pytest.skip("too few chunks for a plan")
+    until(lambda: sum(each.queries for each in made.live_recall()) >= 20)
+    assert all(each.recall > 0.85 for each in made.live_recall())
+
+
+def test_closing_ends_a_calibration_under_way(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestvec.engine.monitor._COST_SHARE", 1.0)
+    began = threading.Event()
+
+    def endless(part: object, queries: object, encode: object, progress: Callable[[str, int, int], None]) -> None:
+        began.set()
+        while True:
+            progress("calibrate", 0, 1)
+            time.sleep(0.01)
+
+    collection.calibrate(points(600, 5, slice(0, 20), 0.3))
+    collection.watch(1.0, recalibrate=True)
+    monkeypatch.setattr("nestvec.engine.monitor.calibrate", endless)
+    for query in points(700, 6, noise=2.5):
+        collection.search(query, recall=0.95)
+        time.sleep(0.002)
+    assert began.wait(30)
+    started = time.monotonic()
+    collection.close()
+    assert time.monotonic() - started < 5
+
+
+def test_a_search_that_is_not_compared_costs_next_to_nothing(collection: Collection) -> None:
+    collection.calibrate(points(200, 5))
+    collection.watch(1e-9)
+    query = points(1, 6)
+    hits = collection.search(query[0], recall=0.9)
+    assert hits.choice is not None
+    assert collection._watch is not None
+    monitor = collection._watch.monitor
+    with collection.part.keeper.current() as (_, snapshot):
+        times = []
+        for _ in range(20):
+            started = time.perf_counter()
+            for _ in range(500):
+                monitor.offer(query, 10, snapshot, hits.choice, [])
+            times.append((time.perf_counter() - started) / 500)
+    assert min(times) < 2e-6
+    assert monitor._thread is None
