@@ -1,4 +1,4 @@
-"""The only code that creates, syncs and renames files of a database.
+"""The only code that creates, syncs and renames files of a database, through the ten calls of `disk`.
 
 A directory of files is published in one way: every file is written into a `tmp-*` directory and fsynced,
 `manifest.json` is written last, the directory is fsynced, renamed to its final name, and its parent is fsynced. Until
@@ -11,7 +11,6 @@ import errno
 import json
 import mmap
 import os
-import shutil
 import signal
 import uuid
 from collections.abc import Iterable, Iterator
@@ -24,14 +23,17 @@ import numpy as np
 from crc32c import crc32c
 from numpy.typing import NDArray
 
-from nestvec.errors import Damaged, NestvecError
+from nestvec.engine.storage.disk import FILE_MODE as FILE_MODE
+from nestvec.engine.storage.disk import Disk
+from nestvec.errors import Damaged, NoSpace
 from nestvec.index import kernels
 
 BLOCK_BYTES = 1 << 20
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-FILE_MODE, DIRECTORY_MODE = 0o600, 0o700
-"""What is stored is its owner's to read, nobody else's."""
+
+
+disk = Disk()
 
 
 def crash_point(name: str) -> None:
@@ -55,7 +57,7 @@ class FileWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        self._fd = disk.create(path)
         self._size, self._crc, self._block_crc = 0, 0, 0
         self._blocks: list[int] = []
 
@@ -77,7 +79,7 @@ class FileWriter:
 
     def _write(self, piece: memoryview) -> None:
         while len(piece):
-            piece = piece[os.write(self._fd, piece) :]
+            piece = piece[disk.write(self._fd, piece) :]
 
     def _close_block(self) -> None:
         self._blocks.append(self._block_crc)
@@ -87,14 +89,14 @@ class FileWriter:
         """fsync and close; the entry to list in the manifest."""
         if self._size % BLOCK_BYTES:
             self._close_block()
-        os.fsync(self._fd)
+        disk.fsync(self._fd)
         self.close()
         return FileEntry(self._path.name, self._size, self._crc, self._blocks)
 
     def close(self) -> None:
         """Close without promising anything (clean-up after an error)."""
         if self._fd >= 0:
-            os.close(self._fd)
+            disk.close(self._fd)
             self._fd = -1
 
 
@@ -118,7 +120,7 @@ def adopt(directory: Path) -> list[FileEntry]:
                 size, crc = size + len(piece), crc32c(piece, crc)
                 blocks.append(crc32c(piece))
             os.fchmod(file.fileno(), FILE_MODE)
-            os.fsync(file.fileno())
+            disk.fsync(file.fileno())
         entries.append(FileEntry(name, size, crc, blocks))
     return entries
 
@@ -141,8 +143,8 @@ def write_manifest(directory: Path, kind: str, meta: dict[str, Any], files: list
     return entry.crc32c
 
 
-def read_manifest(directory: Path, kind: str, expected_crc: int) -> Manifest:
-    """Read and check a manifest, and the kind and size of every file that it lists.
+def read_manifest(directory: Path, kind: str, expected_crc: int, *, sizes: bool = True) -> Manifest:
+    """Read and check a manifest, and (with `sizes`) the kind and size of every file that it lists.
 
     Raises FileNotFoundError when the directory is gone, Damaged for everything else that is wrong.
     """
@@ -167,7 +169,8 @@ def read_manifest(directory: Path, kind: str, expected_crc: int) -> Manifest:
     for entry in files.values():
         if Path(entry.name).name != entry.name:
             raise Damaged(str(path), f"lists {entry.name!r:.100}, which is no plain file name")
-        _check_size(directory / entry.name, entry)
+        if sizes:
+            _check_size(directory / entry.name, entry)
     return Manifest(kind, content["meta"], files)
 
 
@@ -288,27 +291,23 @@ def read_arrays(directory: Path, kind: str, expected_crc: int) -> tuple[dict[str
 
 def fsync_directory(path: Path) -> None:
     """Make names created in, renamed into or removed from a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    disk.fsync_directory(path)
 
 
 def publish(source: Path, target: Path) -> None:
     """Durable rename inside one parent directory; the target must not exist (an empty directory counts as absent)."""
-    os.rename(source, target)
+    disk.rename(source, target)
     fsync_directory(target.parent)
 
 
 def link(source: Path, target: Path) -> None:
     """A second name for a published file, which keeps its content when the first one is removed."""
-    os.link(source, target)
+    disk.link(source, target)
 
 
 def create_empty(path: Path) -> None:
     """Create a file for somebody else to fill (SQLite), with the mode of ours."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+    disk.close(disk.create(path))
 
 
 @contextmanager
@@ -316,29 +315,33 @@ def new_file(final: Path) -> Iterator[BinaryIO]:
     """A file to write that appears under its name whole and durable, or after an error not at all."""
     temporary = final.parent / f"tmp-{uuid.uuid4().hex}-{final.name}"
     try:
-        with temporary.open("xb") as file:
+        with open(disk.create(temporary), "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            disk.fsync(file.fileno())
         publish(temporary, final)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            disk.unlink(temporary)
         raise
 
 
 def move(source: Path, target: Path) -> None:
     """Rename a scratch file inside a staging directory; nothing depends on its durability."""
-    os.rename(source, target)
+    disk.rename(source, target)
 
 
 def remove_file(path: Path) -> None:
-    """Remove a scratch file."""
-    path.unlink()
+    """Remove a file."""
+    disk.unlink(path)
 
 
 def new_directory(path: Path, *, parents: bool = False) -> Path:
     """Create a directory durably, with `parents` those above it too; fine if it is there already."""
-    path.mkdir(DIRECTORY_MODE, parents=parents, exist_ok=True)
+    if parents and not path.parent.is_dir():
+        new_directory(path.parent, parents=True)
+    if not path.is_dir():
+        disk.make(path)
     fsync_directory(path.parent)
     return path
 
@@ -347,7 +350,7 @@ def new_directory(path: Path, *, parents: bool = False) -> Path:
 def staging(parent: Path, what: str) -> Iterator[Path]:
     """A new `tmp-*` directory under `parent`, removed on the way out unless it was renamed away."""
     path = parent / f"tmp-{what}-{uuid.uuid4().hex[:12]}"
-    path.mkdir(DIRECTORY_MODE)
+    disk.make(path)
     try:
         yield path
     finally:
@@ -357,7 +360,7 @@ def staging(parent: Path, what: str) -> Iterator[Path]:
 def remove_tree(path: Path) -> None:
     """Remove a directory and all in it; live maps of its files stay readable until they are closed."""
     with suppress(FileNotFoundError):
-        shutil.rmtree(path)
+        disk.remove(path)
 
 
 def sweep(parent: Path, keep: set[str]) -> None:
@@ -373,17 +376,17 @@ def sweep_temporary(parent: Path) -> None:
     for entry in os.listdir(parent):
         if entry.startswith("tmp-"):
             path = parent / entry
-            remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove_tree(path) if path.is_dir() else disk.unlink(path)
 
 
 @contextmanager
 def clean_disk_errors(what: str) -> Iterator[None]:
-    """Turn a full disk or quota into a NestvecError that says what to do."""
+    """Turn a full disk or quota into a NoSpace that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise NestvecError(
+            raise NoSpace(
                 f"{what}: no space left ({error.strerror}); nothing was changed. Free some space and try again"
             ) from error
         raise

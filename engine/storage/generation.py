@@ -65,7 +65,7 @@ def open_generation(path: Path, number: int, manifest_crc: int) -> Generation:
     this release does not read, is logged and left out, so that searches go on exactly; `compact(retrain=True)` trains
     a new one. So is the model of a library that is not installed: installing it is enough.
     """
-    manifest = files.read_manifest(path, KIND, manifest_crc)
+    manifest = files.read_manifest(path, KIND, manifest_crc, sizes=False)
     rotation = _read_rotation(path, manifest)
     facts = manifest.meta["facts"]
     known = facts["format"] in routes.LIBRARIES

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import apsw
+
 from nestvec.engine.storage import files
-from nestvec.engine.storage.catalog import FILE_NAME, Catalog
+from nestvec.engine.storage.catalog import FILE_NAME, Catalog, last_number
 from nestvec.engine.storage.locks import FileLock
+from nestvec.errors import Damaged
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,26 @@ class Layout:
     def sweep(self, held: Catalog) -> None:
         """Remove what a killed maintenance left: `tmp-*` and directories that the catalog does not list.
 
-        The caller holds the maintenance lock.
+        The caller holds the maintenance lock. Raises Damaged, and removes nothing, where the catalog cannot be that of
+        these files.
         """
-        files.sweep_temporary(self.root)
         with held.read() as connection:
             segments = {str(row[0]) for row in connection.execute("SELECT segment FROM segment")}
             generations = {str(row[0]) for row in connection.execute("SELECT generation FROM generation")}
             postings = {f"{row[0]}-{row[1]}" for row in connection.execute("SELECT generation, segment FROM postings")}
+            self._check_listed(connection, segments)
+        files.sweep_temporary(self.root)
         files.sweep(self.segments, segments)
         files.sweep(self.generations, generations)
         files.sweep(self.postings, postings)
+
+    def _check_listed(self, connection: apsw.Connection, segments: set[str]) -> None:
+        """A kill before the commit leaves at most the one directory whose number comes next."""
+        for number in segments:
+            if not self.segment(int(number)).is_dir():
+                raise Damaged(str(self.segment(int(number))), "is listed in the catalog and missing")
+        for table, home in (("segment", self.segments), ("generation", self.generations)):
+            last = last_number(connection, table)
+            newest = max((int(name) for name in os.listdir(home) if name.isdigit()), default=0)
+            if newest > last + 1:
+                raise Damaged(str(self.catalog), f"is older than {home / str(newest)}: it knows {table}s up to {last}")

@@ -12,6 +12,7 @@ from nestvec.errors import Conflict, Damaged, NotFound
 
 FORMAT_VERSION = 1
 _FORMAT_FILE = "nestvec.json"
+SERVICE_LOCK = "SERVICE.lock"
 
 
 def open_root(root: Path, create: bool) -> None:
@@ -35,9 +36,23 @@ def _create(root: Path, create: bool) -> None:
             f"restore {_FORMAT_FILE}; otherwise choose another directory"
         )
     files.new_directory(root, parents=True)
+    _write(root, {})
+
+
+def _write(root: Path, more: dict[str, bool]) -> None:
     temporary = root / f"tmp-{uuid.uuid4().hex}.json"
-    files.write_file(temporary, json.dumps({"format": "nestvec", "version": FORMAT_VERSION}).encode())
+    files.write_file(temporary, json.dumps({"format": "nestvec", "version": FORMAT_VERSION, **more}).encode())
     files.publish(temporary, root / _FORMAT_FILE)
+
+
+def note_ledger(root: Path) -> None:
+    """From now on a missing ledger is damage: without its keys anybody would be let in."""
+    _write(root, {"ledger": True})
+
+
+def has_ledger(root: Path) -> bool:
+    """Whether a ledger was made, as far as this file knows: those of the first release do not."""
+    return bool(json.loads((root / _FORMAT_FILE).read_bytes()).get("ledger"))
 
 
 def _check_format(path: Path) -> None:

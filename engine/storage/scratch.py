@@ -20,8 +20,10 @@ def scratch(parent: Path, what: str) -> Iterator[Path]:
     try:
         yield path
     finally:
-        files.remove_tree(path)
-        held.release()
+        try:
+            files.remove_tree(path)
+        finally:
+            held.release()
 
 
 def sweep(parent: Path) -> None:

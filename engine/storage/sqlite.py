@@ -12,9 +12,13 @@ from typing import Any, NoReturn, cast
 import apsw
 
 from nestvec.engine.storage import files
-from nestvec.errors import Busy, Damaged, NestvecError, NotFound, OutcomeUnknown
+from nestvec.errors import Busy, Damaged, NestvecError, NoSpace, NotFound, OutcomeUnknown
 
 MIN_SQLITE = (3, 51, 3)
+APPLICATION_ID = 0x6E737476
+"""SQLite's mark of whose file it is: "nstv". Files of the first release have none."""
+INTEGRITY_AT_OPEN_BYTES = 16 << 20
+"""Larger files are checked as a whole by `verify` only: it takes about 6 ms for a MiB."""
 BUSY_MILLISECONDS = 5000
 _MAPPED_BYTES = 1 << 40
 
@@ -34,14 +38,21 @@ def create_file(path: Path, schema: str, meta: dict[str, Any]) -> None:
     """Create the file with its tables (`meta` among them) and facts, closed again and free of a WAL."""
     check_sqlite()
     files.create_empty(path)
+    with clean_errors(str(path)):
+        _fill(path, schema, meta)
+
+
+def _fill(path: Path, schema: str, meta: dict[str, Any]) -> None:
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         connection.execute("PRAGMA page_size=16384")
+        connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        with connection:
-            connection.execute(schema)
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
+        connection.execute("BEGIN")
+        connection.execute(schema)
+        connection.executemany("INSERT INTO meta VALUES (?, ?)", list(meta.items()))
+        connection.execute("COMMIT")
     finally:
         connection.close()
 
@@ -74,11 +85,24 @@ class SqliteFile:
             raise NotFound(f"{self._owner} in {self.path.parent} was deleted") from None
 
     def _check_format(self) -> None:
-        with self.read() as connection:
-            found = meta_value(connection, "format")
-        if found != self._version:
+        try:
+            with self.read() as connection:
+                mark = connection.execute("PRAGMA application_id").get
+                found = meta_value(connection, "format")
+                if found == self._version and mark in (0, APPLICATION_ID):
+                    check_integrity(connection, INTEGRITY_AT_OPEN_BYTES)
+        except BaseException as error:
             self.close()
-            raise Damaged(str(self.path), f"has format {found}; this nestvec reads {self._version}: upgrade nestvec")
+            if isinstance(error, apsw.SQLError):
+                raise Damaged(str(self.path), f"is no SQLite file of nestvec: {error}") from error
+            raise
+        if found != self._version or mark not in (0, APPLICATION_ID):
+            self.close()
+            raise Damaged(
+                str(self.path),
+                f"has format {found} and mark {mark:#x}; this nestvec reads format {self._version} and mark "
+                f"{APPLICATION_ID:#x}: use the release that wrote it",
+            )
 
     @property
     def replaced(self) -> bool:
@@ -97,7 +121,8 @@ class SqliteFile:
             try:
                 yield connection
             finally:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # an error may have ended it
+                    connection.execute("ROLLBACK")
         except apsw.Error as error:
             self._refuse(error)
 
@@ -203,6 +228,9 @@ class SqliteFile:
     def _connect(self) -> apsw.Connection:
         with self.translated():
             connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+            if connection.readonly("main"):  # SQLite's way out where opening to write fails, be it for once
+                connection.close()
+                raise NestvecError(f"{self.path}: cannot be opened for writing; nothing was changed, try again")
             connection.set_busy_timeout(BUSY_MILLISECONDS)
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA trusted_schema=OFF")
@@ -249,12 +277,39 @@ class SqliteFile:
         if isinstance(error, apsw.CorruptError | apsw.NotADBError):
             raise Damaged(str(self.path), f"SQLite says {error}; restore it from a backup") from error
         if isinstance(error, apsw.FullError):
-            raise NestvecError(f"{self.path}: no space left; nothing was changed. Free some and try again") from error
+            raise NoSpace(f"{self.path}: no space left; nothing was changed. Free some and try again") from error
         if isinstance(error, apsw.ConnectionClosedError):
             raise NestvecError(f"{self.path.parent} is closed") from error
         if isinstance(error, apsw.IOError | apsw.CantOpenError):
             raise NestvecError(f"{self.path}: {error}; nothing was changed") from error
         raise error
+
+
+@contextmanager
+def clean_errors(what: str) -> Iterator[None]:
+    """For a new file that nothing depends on yet: what keeps SQLite from writing it, as an error of ours."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise NoSpace(f"{what}: no space left; nothing was changed. Free some and try again") from error
+    except (apsw.IOError, apsw.CantOpenError, apsw.CorruptError, apsw.NotADBError, apsw.NoMemError) as error:
+        raise NestvecError(f"{what}: {error}; nothing was changed, try again") from error
+
+
+def check_integrity(connection: apsw.Connection, most_bytes: int | None = None) -> None:
+    """Have SQLite compare its tables, indexes and word indexes; only in files of at most `most_bytes`. Raises Damaged.
+
+    A word index is read by what its connection remembers of it, and called corrupt once another process has written;
+    opening the table makes the connection look again.
+    """
+    pages, page_bytes = (connection.execute(f"PRAGMA {name}").get for name in ("page_count", "page_size"))
+    if most_bytes is not None and pages * page_bytes > most_bytes:
+        return
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name='words'").get:
+        connection.execute("SELECT 1 FROM words LIMIT 1")
+    found = connection.execute("PRAGMA integrity_check(1)").get
+    if found != "ok":
+        raise Damaged(connection.filename, f"SQLite's integrity_check says {found}; restore it from a backup")
 
 
 def rows_of(connection: apsw.Connection, query: str, bindings: tuple[int | None, ...] = ()) -> list[tuple[Any, ...]]:

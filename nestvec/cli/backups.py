@@ -1,4 +1,4 @@
-"""Commands that keep a database safe: snapshot, snapshots, restore, verify."""
+"""Commands that keep a database safe: snapshot, snapshots, restore, verify, repair."""
 
 from __future__ import annotations
 
@@ -76,7 +76,27 @@ def verify(db: Db = DEFAULT_DB, json: Json = False) -> None:
         raise typer.Exit(4)
 
 
+def repair(db: Db = DEFAULT_DB, json: Json = False) -> None:
+    """Make what is derived (indexes, posting lists, models) again where it is damaged. Exit code 4 where some is left.
+
+    Records and vectors are never changed: what is wrong with them comes back from a snapshot only.
+    """
+    from nestvec.engine.repair import repair_database
+
+    reports = repair_database(db)
+    if json:
+        print_json(reports)
+    else:
+        for report in reports:
+            name = report.name or report.path
+            for done in report.done:
+                print_line(f"collection {name}: {done}")
+            print_line(f"collection {name}: {report.damage or 'ok'}")
+    if any(report.damage for report in reports):
+        raise typer.Exit(4)
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to `app`."""
-    for command in (snapshot, snapshots, restore, verify):
+    for command in (snapshot, snapshots, restore, verify, repair):
         app.command()(command)

@@ -34,6 +34,10 @@ with nestvec.open(path) as database:
         database.snapshot("c")
     elif verb == "restore":
         database.restore(database.snapshots()[0].name, "other")
+    elif verb == "ingest":
+        collection.upsert([nestvec.Record(f"b{i}", rng.normal(size=8)) for i in range(50)])
+    elif verb == "erase":
+        collection.delete([str(i) for i in range(2, 50)])
     elif verb == "create":
         database.create_collection("other", dims=2)
     else:
@@ -49,6 +53,8 @@ SHARED = [
     "postings-renamed",
 ]
 POINTS = {
+    "ingest": ["upsert-before-commit", "upsert-committed"],
+    "erase": ["erase-before-commit", "erase-committed"],
     "seal": [
         "seal-written",
         "segment-vectors-written",
@@ -107,6 +113,14 @@ def check(path: Path, kept: dict[str, np.ndarray], verb: str) -> None:
             records = collection.get([f"b{i}" for i in range(1200)], with_vector=True)
             assert len(records) == collection.count()
             kept = {record.id: record.vector for record in records if record.vector is not None}
+        if verb == "ingest":
+            added = {
+                record.id: record.vector for record in collection.get([f"b{i}" for i in range(50)], with_vector=True)
+            }
+            assert len(added) in (0, 50)
+            kept = kept | {id: vector for id, vector in added.items() if vector is not None}
+        if verb == "erase" and not collection.get(["2"]):
+            kept = {id: vector for id, vector in kept.items() if not 2 <= int(id) < 50}
         assert collection.count() == len(kept)
         if kept:
             matrix = np.stack(list(kept.values())).astype(np.float64)

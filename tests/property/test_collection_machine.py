@@ -7,10 +7,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
+from faultlib import amount
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
+from writers import dying_upsert, start
 
 import nestvec
 from nestvec import Batch, Record
@@ -29,6 +32,8 @@ class Machine(RuleBasedStateMachine):
         self.model: dict[str, tuple[NDArray[np.float32], dict[str, int]]] = {}
         self.count = 0
         self.built = 0
+        self.snapshots: list[tuple[str, dict[str, tuple[NDArray[np.float32], dict[str, int]]]]] = []
+        self.named = False
 
     @initialize(metric=st.sampled_from(["dot", "l2"]))
     def create(self, metric: nestvec.engine.schema.Metric) -> None:
@@ -72,15 +77,53 @@ class Machine(RuleBasedStateMachine):
     def seal(self) -> None:
         self.collection.seal()
 
-    @rule()
-    def compact(self) -> None:
-        self.collection.compact()
+    @rule(retrain=st.booleans())
+    def compact(self, retrain: bool) -> None:
+        self.collection.compact(retrain=retrain)
 
     @rule()
     def reopen(self) -> None:
         self.database.close()
         self.database = nestvec.open(self.path, create=False)
         self.collection = self.database.collection("c")
+
+    @rule(items=st.dictionaries(IDS, VECTORS, min_size=1, max_size=5), committed=st.booleans())
+    def kill(self, items: dict[str, NDArray[np.float32]], committed: bool) -> None:
+        """Another process dies right before or after the commit of an upsert; this one goes on."""
+        records = [self._set(id, vector) if committed else Record(id, vector) for id, vector in items.items()]
+        process = start(dying_upsert, self.path, records, "upsert-committed" if committed else "upsert-before-commit")
+        process.join()
+        assert process.exitcode == -9
+
+    @rule()
+    def snapshot(self) -> None:
+        self.snapshots.append((self.database.snapshot("c").name, dict(self.model)))
+
+    @precondition(lambda self: self.snapshots)
+    @rule(which=st.integers(0, 10))
+    def restore(self, which: int) -> None:
+        """The collection is exchanged for one of its snapshots."""
+        name, model = self.snapshots[which % len(self.snapshots)]
+        self.switch(None)
+        self.database.delete_collection("c")
+        self.collection, self.model = self.database.restore(name, "c"), dict(model)
+
+    @rule(name=st.sampled_from(["c", None]))
+    def switch(self, name: str | None) -> None:
+        """An alias follows the collection, or names nothing."""
+        if name is not None or self.named:
+            self.database.switch_aliases([nestvec.AliasSwitch("live", name)])
+        self.named = name is not None
+        assert self.database.aliases() == ({"live": "c"} if self.named else {})
+        if self.named:
+            assert self.database.collection("live").count() == len(self.model)
+
+    @rule(query=VECTORS, k=st.integers(1, 20))
+    def search_exactly(self, query: NDArray[np.float32], k: int) -> None:
+        exact = self.collection.search(query, k=k, exact=True)
+        assert [(hit.id, hit.score) for hit in exact] == [
+            (hit.id, hit.score) for hit in self.collection.search(query, k=k)
+        ]
 
     @rule(query=VECTORS, k=st.integers(1, 20))
     def search(self, query: NDArray[np.float32], k: int) -> None:
@@ -129,6 +172,9 @@ class Machine(RuleBasedStateMachine):
 
 
 Machine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=amount(25, 300),
+    stateful_step_count=amount(25, 50),
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
 )
-TestCollection = Machine.TestCase
+TestCollection = pytest.mark.timeout(3000)(Machine.TestCase)
