@@ -13,7 +13,6 @@ from nestvec.engine.chunking import document_of
 from nestvec.engine.coordinates import F32, to_user
 from nestvec.engine.execute import Found
 from nestvec.engine.plan import Plan
-from nestvec.engine.planner import Choice
 from nestvec.engine.record import FilterReport, Hit, Hits, payload_of
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, Snapshot
@@ -32,7 +31,6 @@ def to_hits(
     answers: Sequence[Found],
     with_payload: WithPayload,
     with_vector: bool,
-    choice: Choice | None,
 ) -> list[Hits]:
     """The hits of some queries, all read at once. Raises Damaged where a record fails its checksum."""
     seqs = answers[0].seqs if len(answers) == 1 else np.concatenate([found.seqs for found in answers])
@@ -55,7 +53,7 @@ def to_hits(
     for found in answers:
         end = start + len(found.seqs)
         filtered = filter_report(snapshot, found.plan)
-        grouped.append(Hits(hits[start:end], found.plan, found.work, generation, filtered, choice))
+        grouped.append(Hits(hits[start:end], found.plan, found.work, generation, filtered, found.choice))
         start = end
     return grouped
 

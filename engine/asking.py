@@ -57,13 +57,19 @@ class Asked:
         """What the filter leaves of a snapshot, in whose transaction `connection` is."""
         return newest if self.filter is None else newest.matching(connection, self.filter)
 
-    def choice(self, snapshot: Snapshot, config: CollectionConfig) -> Choice:
-        """The plan, and why: the caller's own, or the planner's."""
+    def choice(self, snapshot: Snapshot, config: CollectionConfig, k: int) -> Choice:
+        """The plan that finds k rows by vector, and why: the caller's own, or the planner's."""
         if self.exact:
-            return Choice(EXACT, "asked for", estimate=1.0)
+            return Choice(EXACT, "asked for", estimate=1.0, k=k)
         if self.plan is not None:
-            return Choice(self.plan, "asked for")
-        return snapshot.choose(config, self.goal, self.k)
+            return Choice(self.plan if k == self.k else documents.widened(self.plan, k), "asked for", k=k)
+        return snapshot.choose(config, self.goal, k)
+
+    def depth(self, config: CollectionConfig) -> int:
+        """How many rows the vectors' side is asked for, at first: more than k where they are candidates."""
+        candidates = (self.fusion or Fusion()).candidates
+        k = self.k if config.chunking is None else documents.OVERSAMPLE * self.k
+        return candidates(k) if self.rank == "hybrid" else k
 
 
 @dataclass(frozen=True)
@@ -78,17 +84,22 @@ class Asking:
         """Hits for prepared queries f32 [b, dims] (None: words alone); `encoding`: microseconds that theirs took."""
         with self.part.keeper.current() as (connection, newest):
             snapshot = asked.seen(connection, newest)
-            choice = asked.choice(snapshot, self.part.config)
-            answers = self._answers(connection, snapshot, queries, texts, asked, choice)
-            if encoding:
-                for found in answers:
-                    found.work.add_micros("encode", encoding / len(answers))
-            if self.monitor is not None and queries is not None and asked.rank == "dense":
-                self.monitor.offer(queries, asked.k, snapshot, choice, answers)
-            promised = choice if asked.plan is None and not asked.exact and asked.rank != "bm25" else None
-            return to_hits(
-                connection, snapshot, self.part.config, answers, asked.with_payload, asked.with_vector, promised
-            )
+            return self._hits(connection, snapshot, queries, texts, asked, encoding)
+
+    def _hits(
+        self,
+        connection: apsw.Connection,
+        snapshot: Snapshot,
+        queries: F32 | None,
+        texts: Sequence[str] | None,
+        asked: Asked,
+        encoding: float,
+    ) -> list[Hits]:
+        answers = self._answers(connection, snapshot, queries, texts, asked)
+        if encoding:
+            for found in answers:
+                found.work.add_micros("encode", encoding / len(answers))
+        return to_hits(connection, snapshot, self.part.config, answers, asked.with_payload, asked.with_vector)
 
     def _answers(
         self,
@@ -97,36 +108,48 @@ class Asking:
         queries: F32 | None,
         texts: Sequence[str] | None,
         asked: Asked,
-        choice: Choice,
     ) -> list[Found]:
         config = self.part.config
         if asked.rank == "dense" and config.chunking is None and queries is not None:
-            return execute(snapshot, config, queries, asked.k, choice.plan)
-
-        def dense(vectors: F32, k: int) -> list[Found]:
-            given = EXACT if asked.exact else asked.plan and documents.widened(asked.plan, k)
-            return execute(snapshot, config, vectors, k, given or snapshot.choose(config, asked.goal, k).plan)
-
+            return self._dense(snapshot, asked, queries, asked.k)
+        dense = partial(self._dense, snapshot, asked)
         ranking = Ranking(asked.rank, asked.fusion or Fusion(), queries, texts, dense, self.words, config)
         find = partial(ranking.find, connection, snapshot)
         if config.chunking is not None:
             return documents.folded(connection, find, len(ranking), asked.k)
         return find(range(len(ranking)), asked.k)
 
+    def _dense(self, snapshot: Snapshot, asked: Asked, queries: F32, k: int) -> list[Found]:
+        """The k best rows by vector. What is promised, and watched, is that of these k: they may be candidates."""
+        choice = asked.choice(snapshot, self.part.config, k)
+        answers = execute(snapshot, self.part.config, queries, k, choice.plan)
+        if asked.plan is None and not asked.exact:
+            for found in answers:
+                found.choice = choice
+            if self.monitor is not None:
+                self.monitor.offer(queries, k, snapshot, choice, answers)
+        return answers
+
     def explain(self, query: F32 | None, asked: Asked) -> Explanation:
         """Why a search runs as it does; what it does too, where there is a prepared query f32 [1, dims]."""
         with self.part.keeper.current() as (connection, newest):
             snapshot = asked.seen(connection, newest)
-            choice = asked.choice(snapshot, self.part.config)
-        hits = None if query is None else self.search(query, None, asked, 0.0)[0]
-        report = filter_report(snapshot, choice.plan)
-        return Explanation(asked.k, newest.rows, report, choice, None if hits is None else hits.work, hits)
+            choice = asked.choice(snapshot, self.part.config, asked.depth(self.part.config))
+            if query is None:
+                return Explanation(asked.k, newest.rows, filter_report(snapshot, choice.plan), choice)
+            (hits,) = self._hits(connection, snapshot, query, None, asked, 0.0)
+        return Explanation(asked.k, newest.rows, hits.filter, hits.choice or choice, hits.work, hits)
 
     def measure_recall(self, queries: F32, asked: Asked) -> LiveRecall:
-        """Mean recall@k of prepared queries f32 [b, dims], each answered exactly as well."""
+        """Mean recall@k of prepared queries f32 [b, dims], each answered exactly as well. Raises InvalidInput for none.
+
+        With chunking it is that of chunks.
+        """
+        if not len(queries):
+            raise InvalidInput("recall is measured on at least one query, got none")
         with self.part.keeper.current() as (connection, newest):
             snapshot = asked.seen(connection, newest)
-            choice = asked.choice(snapshot, self.part.config)
+            choice = asked.choice(snapshot, self.part.config, asked.k)
             found = execute(snapshot, self.part.config, queries, asked.k, choice.plan)
             truth = execute(snapshot, self.part.config, queries, asked.k, EXACT)
         shares = [share_found(mine.scores, true.scores) for mine, true in zip(found, truth, strict=True)]

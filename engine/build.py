@@ -31,6 +31,7 @@ from nestvec.engine.routes import SOAR, Model, check_route
 from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.segment import finish_segment, open_segment
+from nestvec.engine.storage.sqlite import clean_errors
 from nestvec.engine.training import (
     MIN_TRAINING_ROWS,
     ROTATION_SAMPLE_ROWS,
@@ -91,7 +92,7 @@ def build(
             raise InvalidInput("rotate='pca': this collection already holds unrotated segments; build into a new one")
         turn = "none" if fixed else rotate
         run = _Build(part, snapshot, turn, soar, rescore, partitions, settings, progress or silent)
-        with files.staging(part.layout.root, "build") as directory:
+        with files.staging(part.layout.root, "build") as directory, clean_errors("build"):
             return run.run(directory, batches, rejects, encode)
 
 

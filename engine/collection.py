@@ -22,7 +22,7 @@ from nestvec.engine.fusion import Fusion
 from nestvec.engine.keeper import SnapshotKeeper
 from nestvec.engine.lexical import WordSearch
 from nestvec.engine.maintenance import Part
-from nestvec.engine.monitor import DEFAULT_SHARE, LiveRecall, Watch
+from nestvec.engine.monitor import DEFAULT_SHARE, LiveRecall, Told, Watch
 from nestvec.engine.plan import Plan
 from nestvec.engine.planner import NO_GOAL, Goal
 from nestvec.engine.ranking import Rank
@@ -55,6 +55,13 @@ class Collection(Upkeep):
     def __init__(self, directory: Path) -> None:
         layout = Layout(directory)
         held = catalog.Catalog(layout.catalog)
+        try:
+            self._open(layout, held)
+        except BaseException:
+            held.close()
+            raise
+
+    def _open(self, layout: Layout, held: catalog.Catalog) -> None:
         with held.read() as connection:
             self.name: str = str(catalog.meta_value(connection, "name"))
             self._identity = f"{self.name}/{catalog.meta_value(connection, 'identity')}"
@@ -63,14 +70,15 @@ class Collection(Upkeep):
         self._encoder: Encoder | None = None
         self._words = WordSearch()
         self._watch: Watch | None = None
+        with self._part.keeper.current() as (connection, snapshot):
+            catalog.check_alive(connection, snapshot.live_seqs())
+        # Only what was found whole may say which files nobody needs.
         lock = layout.maintenance_lock()
         if lock.try_acquire():
             try:
                 layout.sweep(held)
             finally:
                 lock.release()
-        with self._part.keeper.current():
-            pass
 
     def __repr__(self) -> str:
         return f"Collection({self.name!r}, dims={self.config.dims}, metric={self.config.metric!r})"
@@ -295,15 +303,21 @@ class Collection(Upkeep):
     def _asking(self) -> Asking:
         return Asking(self._part, self._words, self._watch.monitor if self._watch else None)
 
-    def watch(self, share: float = DEFAULT_SHARE, *, recalibrate: bool = False) -> None:
+    def watch(self, share: float = DEFAULT_SHARE, *, recalibrate: bool = False, told: Told | None = None) -> None:
         """Answer this share of the coming searches exactly as well, in the background, within 2 % of one core's time.
 
         `live_recall` says what was found. Where a promise turns out broken, the calibration is marked stale, and with
-        `recalibrate` made again from the newest queries. In this process only, until `close`.
+        `recalibrate` made again from the newest queries. `told` hears of every comparison. In this process only, until
+        `close`.
         """
         if self._watch is not None:
             self._watch.close()
-        self._watch = Watch(self._part, share, recalibrate)
+        self._watch = Watch(self._part, share, recalibrate, told)
+
+    @property
+    def watched(self) -> bool:
+        """Whether `watch` was called."""
+        return self._watch is not None
 
     def live_recall(self) -> list[LiveRecall]:
         """Recall of the searches that `watch` compared, by k and selectivity; empty where nothing was."""

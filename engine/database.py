@@ -20,6 +20,7 @@ from nestvec.engine.backup import SnapshotInfo
 from nestvec.engine.chunking import Chunking
 from nestvec.engine.collection import Collection
 from nestvec.engine.configuration import same, settle
+from nestvec.engine.damage import DamagedCollection, Wrecks
 from nestvec.engine.filters.declared import Fields
 from nestvec.engine.jobs import Jobs
 from nestvec.engine.keys import KeyInfo
@@ -33,11 +34,9 @@ from nestvec.engine.storage.layout import Layout
 from nestvec.engine.storage.ledger import FILE_NAME as LEDGER_FILE
 from nestvec.engine.storage.ledger import Ledger, create_ledger
 from nestvec.engine.storage.locks import FileLock
-from nestvec.engine.storage.root import open_root
+from nestvec.engine.storage.root import SERVICE_LOCK, has_ledger, note_ledger, open_root
 from nestvec.engine.verification import VerifyReport, verify_database
-from nestvec.errors import Conflict, DatabaseLocked, NotFound
-
-_SERVICE_LOCK = "SERVICE.lock"
+from nestvec.errors import Conflict, Damaged, DatabaseLocked, NotFound
 
 
 def open(path: str | os.PathLike[str], *, create: bool = True) -> Database:
@@ -60,6 +59,7 @@ class Database:
         self._collections = files.new_directory(root / "collections")
         self._opened: dict[str, Collection] = {}
         self._by_name: dict[str, Collection] = {}
+        self._wrecks = Wrecks()
         self._lock = threading.RLock()
         self._service_lock: FileLock | None = None
         self._ledger: Ledger | None = None
@@ -74,7 +74,7 @@ class Database:
         for folder in (SNAPSHOTS, JOBS):
             scratch.sweep(root / folder)
         for directory in self._directories():
-            self._open_directory(directory)
+            self._readable(directory)
 
     def __enter__(self) -> Database:
         return self
@@ -115,6 +115,7 @@ class Database:
             existing = self._find(name)
             if existing is not None:
                 return self._existing(existing, name, config, exist_ok, bm25)
+            self._wrecks.check(name)
             self._check_no_alias(name)
             final = self._next_directory()
             with files.staging(self._collections, "create") as directory:
@@ -143,14 +144,15 @@ class Database:
         return collection
 
     def collection(self, name: str) -> Collection:
-        """The collection of this name, or of this alias. Raises NotFound."""
+        """The collection of this name, or of this alias. Raises NotFound, Damaged where it cannot be opened."""
         check_name(name)
         with self._lock:
-            directory = self._find(name)
+            directory, named = self._find(name), None
             if directory is None and self._has_ledger():
                 named = naming.resolve(self.ledger, name)
                 directory = None if named is None else self._find(named)
             if directory is None:
+                self._wrecks.check(name if named is None else named)
                 raise NotFound(f"there is no collection {name!r} in {self.path}")
             return self._open_directory(directory)
 
@@ -165,10 +167,21 @@ class Database:
         return None if found is None or found.deleted else found
 
     def collections(self) -> list[CollectionInfo]:
-        """Facts about every collection, by name."""
+        """Facts about every collection that can be read, by name; `damaged` tells of the others."""
         with self._lock:
-            opened = [self._open_directory(directory) for directory in self._directories()]
-        return sorted((collection.info() for collection in opened), key=lambda info: info.name)
+            opened = [(path, found) for path in self._directories() if (found := self._readable(path)) is not None]
+        infos = []
+        for directory, collection in opened:
+            try:
+                infos.append(collection.info())
+            except Damaged as error:
+                self._wrecks.add(directory, error)
+        return sorted(infos, key=lambda info: info.name)
+
+    def damaged(self) -> list[DamagedCollection]:
+        """The collections that cannot be opened: all others work. `nestvec repair` rebuilds what can be rebuilt."""
+        with self._lock:
+            return self._wrecks.all()
 
     def delete_collection(self, name: str) -> None:
         """Delete a collection and all its files.
@@ -179,6 +192,7 @@ class Database:
         with self._lock, self._directories_locked():
             directory = self._find(name)
             if directory is None:
+                self._wrecks.check(name)
                 raise NotFound(f"there is no collection {name!r} in {self.path}")
             if self._has_ledger():
                 naming.check_unnamed(self.ledger, name)
@@ -279,6 +293,7 @@ class Database:
                     with self._directories_locked():
                         if not self._has_ledger():
                             create_ledger(self.path / LEDGER_FILE)
+                            note_ledger(self.path)
                 self._ledger = Ledger(self.path / LEDGER_FILE)
             return self._ledger
 
@@ -294,7 +309,7 @@ class Database:
         """Claim the directory for one service, until `close`. Raises DatabaseLocked with the holder's pid."""
         if self._service_lock is not None:
             return
-        lock = FileLock(self.path / _SERVICE_LOCK)
+        lock = FileLock(self.path / SERVICE_LOCK)
         if not lock.try_acquire():
             raise DatabaseLocked(str(self.path), lock.holder())
         lock.write_pid()
@@ -316,7 +331,7 @@ class Database:
                 self._service_lock = None
 
     def _has_ledger(self) -> bool:
-        return self._ledger is not None or (self.path / LEDGER_FILE).exists()
+        return self._ledger is not None or (self.path / LEDGER_FILE).exists() or has_ledger(self.path)
 
     def _check_no_alias(self, name: str) -> None:
         if self._has_ledger():
@@ -325,6 +340,7 @@ class Database:
     def _check_free(self, name: str) -> None:
         if self._find(name) is not None:
             raise Conflict(f"collection {name!r} exists already")
+        self._wrecks.check(name)
         self._check_no_alias(name)
 
     def _next_directory(self) -> Path:
@@ -350,18 +366,27 @@ class Database:
 
     def _find(self, name: str) -> Path | None:
         for directory in self._directories():
-            if self._open_directory(directory).name == name:
+            collection = self._readable(directory)
+            if collection is not None and collection.name == name:
                 return directory
         return None
 
+    def _readable(self, directory: Path) -> Collection | None:
+        """The collection in a directory, None where it is damaged."""
+        known = self._opened.get(directory.name)
+        if known is not None and not known.deleted:
+            return known
+        self._forget(directory.name)
+        collection = self._wrecks.open(directory)
+        if collection is not None:
+            self._opened[directory.name] = self._by_name[collection.name] = collection
+        return collection
+
     def _open_directory(self, directory: Path) -> Collection:
-        collection = self._opened.get(directory.name)
-        if collection is not None and collection.deleted:
-            self._forget(directory.name)
-            collection = None
+        """`_readable`, or Damaged."""
+        collection = self._readable(directory)
         if collection is None:
-            collection = self._opened[directory.name] = Collection(directory)
-            self._by_name[collection.name] = collection
+            raise self._wrecks.reason(directory)
         return collection
 
     def _forget(self, directory: str) -> None:

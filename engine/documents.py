@@ -31,7 +31,7 @@ Find = Callable[[Sequence[int], int], list[Found]]
 found."""
 
 MAX_DOCUMENT_ID_BYTES = MAX_ID_BYTES - 8  # a text of 1 MiB has fewer than ten million chunks
-_OVERSAMPLE = 4  # chunks asked for, for each document wanted; more are fetched only where these hold too few documents
+OVERSAMPLE = 4  # chunks asked for, for each document wanted; more are fetched only where these hold too few documents
 
 
 def upsert(held: Catalog, records: Sequence[Record], config: CollectionConfig, encode: Encode) -> UpsertResult:
@@ -91,7 +91,7 @@ def folded(connection: apsw.Connection, find: Find, queries: int, k: int) -> lis
     Asks for a multiple of k chunks, then for twice as many again where they belong to too few documents.
     """
     answers: dict[int, Found] = {}
-    waiting, wanted = list(range(queries)), _OVERSAMPLE * k
+    waiting, wanted = list(range(queries)), OVERSAMPLE * k
     while waiting:
         found = find(waiting, wanted)
         for query, answer in zip(waiting, found, strict=True):

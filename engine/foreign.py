@@ -19,12 +19,12 @@ from nestvec.engine.progress import Progress
 from nestvec.engine.routes import LIBRARIES, SOAR
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.storage import files
-from nestvec.engine.storage.catalog import FILE_NAME, Catalog, meta_value, rows_of
+from nestvec.engine.storage.catalog import FILE_NAME, Catalog, change_facts, meta_value, rows_of
 from nestvec.engine.storage.catalog import SCHEMA as CATALOG_SCHEMA
 from nestvec.engine.storage.generation import KIND as GENERATION
 from nestvec.engine.storage.generation import ROTATION
 from nestvec.engine.storage.layout import Layout
-from nestvec.errors import Damaged, InvalidInput, MissingDependency
+from nestvec.errors import Damaged, InvalidInput, MissingDependency, NoSpace
 
 log = logging.getLogger("nestvec")
 
@@ -48,7 +48,9 @@ def _foreign(source: Path) -> Iterator[None]:
         yield
     except Damaged as error:
         raise Damaged(str(source), f"holds a collection that is damaged: {error.reason}") from error
-    except (apsw.Error, InvalidInput, ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except apsw.FullError as error:
+        raise NoSpace(f"restore of {source}: no space left; nothing was changed. Free some and try again") from error
+    except (apsw.Error, InvalidInput, ValueError, KeyError, TypeError, FileNotFoundError, RecursionError) as error:
         raise Damaged(str(source), f"holds no collection that can be opened: {error!r:.200}") from error
 
 
@@ -111,8 +113,7 @@ def _rename(directory: Path, name: str) -> None:
         with held.write() as connection:
             if meta_value(connection, "name") is None:
                 raise Damaged(str(directory), "has no name")
-            connection.execute("UPDATE meta SET value=? WHERE key='name'", (name,))
-            connection.execute("UPDATE meta SET value=? WHERE key='identity'", (uuid.uuid4().hex,))
+            change_facts(connection, name=name, identity=uuid.uuid4().hex)
     finally:
         held.close()
 

@@ -21,7 +21,7 @@ from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.storage import files
 from nestvec.engine.storage.catalog import record_crc
 from nestvec.engine.writer import Encode, Row, check_row, numbered_rows
-from nestvec.errors import InvalidInput, InvalidRecord, NestvecError
+from nestvec.errors import InvalidInput, InvalidRecord
 
 _GROUP_CHARS = 4_000_000  # chunks of 160 words then have 20 MiB of vectors at 1,024 dims
 
@@ -209,13 +209,10 @@ class Intake:
         self._vectors.append(stored)
         if self._norms is not None and norms is not None:
             self._norms.append(norms)
-        try:
-            self._database.executemany(
-                "INSERT INTO row VALUES (?, ?, ?, ?, ?, ?)",
-                ((self.rows + i, *row, source) for i, (row, source) in enumerate(zip(rows, sources, strict=True))),
-            )
-        except (apsw.FullError, apsw.IOError) as error:
-            raise NestvecError(f"build: cannot write the staging files ({error}); nothing was changed") from error
+        self._database.executemany(
+            "INSERT INTO row VALUES (?, ?, ?, ?, ?, ?)",
+            ((self.rows + i, *row, source) for i, (row, source) in enumerate(zip(rows, sources, strict=True))),
+        )
         self.rows += len(rows)
 
     def finish(self) -> list[files.FileEntry]:

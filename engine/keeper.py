@@ -14,6 +14,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.calibration.points import Calibration
 from nestvec.engine.calibration.store import read_calibration
 from nestvec.engine.coordinates import F32, to_stored
 from nestvec.engine.filters.columns import GrowingColumns, SealedColumns
@@ -198,8 +199,13 @@ class SnapshotKeeper:
         self._buffer = _DeltaBuffer(self._config)
         self._fill(connection, 0, rotation)
         delta = self._buffer.view(None, np.empty(0, np.int64))
-        calibration = read_calibration(connection, generation.number) if generation else None
-        return Snapshot(state, generation, SealedSegments(segments), delta, calibration=calibration)
+        return Snapshot(
+            state,
+            generation,
+            SealedSegments(segments),
+            delta,
+            calibration=_calibration(connection, generation.number) if generation else None,
+        )
 
     def _views(
         self, connection: apsw.Connection, generation: Generation | None, known: tuple[SegmentView, ...]
@@ -229,7 +235,13 @@ class SnapshotKeeper:
         if known is not None and known.generation is not None and known.generation.number == number:
             return known.generation
         crc = connection.execute("SELECT manifest_crc FROM generation WHERE generation=?", (number,)).get
-        return open_generation(self._layout.generation(number), number, crc)
+        try:
+            return open_generation(self._layout.generation(number), number, crc)
+        except (FileNotFoundError, Damaged) as error:
+            if catalog.meta_value(connection, "rotated") != 0:  # without the rotation vectors cannot be read
+                raise
+            log.warning("%s; searching exactly until `nestvec repair` or compact(retrain=True)", error)
+            return Generation(number, None, None)
 
     def _view(
         self,
@@ -288,3 +300,12 @@ class SnapshotKeeper:
                 connection.execute(
                     "UPDATE postings SET manifest_crc=? WHERE generation=? AND segment=?", (crc, generation, segment)
                 )
+
+
+def _calibration(connection: apsw.Connection, generation: int) -> Calibration | None:
+    """A generation's calibration; a damaged one is as none, for it can be made again."""
+    try:
+        return read_calibration(connection, generation)
+    except Damaged as error:
+        log.warning("%s: recall cannot be promised until it is calibrated again", error)
+        return None

@@ -41,6 +41,7 @@ class Published:
 
     number: int
     manifest_crc: int
+    rotated: bool = False
 
 
 @contextmanager
@@ -85,7 +86,7 @@ def publish_generation(part: Part, model: Model, rotation: NDArray[np.float32] |
         files.crash_point("generation-staged")
         files.publish(directory, part.layout.generation(number))
     files.crash_point("generation-renamed")
-    return Published(number, crc)
+    return Published(number, crc, rotation is not None)
 
 
 def publish_postings(
@@ -118,6 +119,7 @@ def list_generation(connection: apsw.Connection, generation: Published, partitio
         (generation.number, generation.manifest_crc, partitions),
     )
     connection.execute("UPDATE meta SET value=? WHERE key='current_generation'", (generation.number,))
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (int(generation.rotated),))
 
 
 def list_postings(connection: apsw.Connection, generation: int, segment: int, manifest_crc: int) -> None:

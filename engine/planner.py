@@ -9,8 +9,7 @@ exchangeable with them. Nothing is promised about any single query, nor about qu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint
 from nestvec.engine.plan import Plan
@@ -67,8 +66,9 @@ class Basis:
 class Choice:
     """A plan and why. `estimate`: its mean recall as calibrated (1 for the exact scan); None: not known.
 
-    `micros` and `bytes` are expected means per query; `considered`: the points looked at, most careful first.
-    `stale`: why the estimate should not be trusted.
+    `micros` and `bytes` are expected means per query. `considered`: the operating points that decided, most careful
+    first, of which `at` is the one chosen (None: none of them). `stale`: why the estimate should not be trusted. `k`:
+    of how many hits target and estimate speak; more than were asked for where the vectors' side finds candidates.
     """
 
     plan: Plan
@@ -79,7 +79,9 @@ class Choice:
     bytes: float | None = None
     basis: Basis | None = None
     considered: tuple[OperatingPoint, ...] = ()
+    at: int | None = None
     stale: str | None = None
+    k: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,39 +101,51 @@ class Scope:
 
 def choose(calibration: Calibration, goal: Goal, scope: Scope, default_recall: float = DEFAULT_RECALL) -> Choice:
     """The cheapest plan that meets the goal."""
-    exact = _exact(calibration, scope, goal)
+    budget = goal.budget_ms is not None or goal.budget_bytes is not None
+    target = None if budget else goal.recall or default_recall
+    exact = _exact(calibration, scope, target)
     corners = _corners(calibration, scope)
     if not corners:
         return exact
-    picked = [_pick(each, goal, default_recall) for each in corners]
-    target = None if goal.budget_ms or goal.budget_bytes else goal.recall or default_recall
-    considered = tuple(point for each in corners for point in each.points)
-    found = [point for point in picked if point is not None]
-    if len(found) < len(picked):
-        return _because(exact, f"no calibrated plan is sure to reach recall {target:g}", target, considered)
-    cost = max(point.micros for point in found)
-    if target is not None and exact.micros is not None and exact.micros <= cost:
-        return _because(exact, "scanning the matching rows is cheaper than any plan", target, considered)
+    found = []
+    for corner in corners:
+        at = _pick(corner, goal, target)
+        if at is None:
+            reason = f"no calibrated plan is sure to reach recall {target:g}: all that match is scanned"
+            return replace(exact, reason=reason, considered=corner.points)
+        found.append((corner, at))
+    points = [corner.points[at] for corner, at in found]
+    # Several corners: the costliest of their points stands for them.
+    decides, at = max(found, key=lambda each: each[0].points[each[1]].micros)
+    cost = decides.points[at].micros
+    if exact.micros is not None and exact.micros <= cost:
+        reason = "scanning the matching rows is cheaper than any plan"
+        return replace(exact, reason=reason, considered=decides.points, at=at)
+    if budget and _within(exact, goal):
+        return replace(exact, reason="scanning the matching rows keeps within the budget", considered=decides.points)
     return Choice(
-        _most_careful([point.plan for point in found]),
-        _reason(goal, target, found),
+        _most_careful([point.plan for point in points]),
+        _reason(goal, target, points),
         target,
-        min(point.recall for point in found),
+        min(point.recall for point in points),
         cost,
-        max(point.bytes for point in found),
+        max(point.bytes for point in points),
         _basis(calibration, corners),
-        considered,
-        calibration.stale,
+        decides.points,
+        at,
+        calibration.stale_at(scope.rows),
+        scope.k,
     )
 
 
-def without_calibration(plan: Plan, goal: Goal) -> Choice:
+def without_calibration(plan: Plan, goal: Goal, k: int) -> Choice:
     """What to do where nothing was measured: a recall that is asked for is certain only of the exact scan."""
-    if goal.recall is not None and plan.route != "exact":
-        return Choice(EXACT, "not calibrated: only the exact scan is sure to reach a recall", goal.recall, 1.0)
     if plan.route == "exact":
-        return Choice(plan, "few rows: they are all scanned", goal.recall, 1.0)
-    return Choice(plan, "not calibrated: the default plan, which promises nothing")
+        return Choice(plan, "few rows: they are all scanned", goal.recall, 1.0, k=k)
+    if goal.recall is not None:
+        reason = "not calibrated: only the exact scan is sure to reach a recall"
+        return Choice(EXACT, reason, goal.recall, 1.0, k=k)
+    return Choice(plan, "not calibrated: the default plan, which promises nothing", k=k)
 
 
 def _corners(calibration: Calibration, scope: Scope) -> list[Frontier]:
@@ -158,24 +172,23 @@ def _around(values: list[int], wanted: int) -> list[int]:
     return sorted({above[0], below[-1] if below else above[0]})
 
 
-def _pick(frontier: Frontier, goal: Goal, default_recall: float) -> OperatingPoint | None:
-    """The cheapest point that is sure to meet a recall; the most careful within a budget, or else the cheapest."""
+def _pick(frontier: Frontier, goal: Goal, target: float | None) -> int | None:
+    """The cheapest point that is sure to meet a target; for a budget the most careful within it, or else the cheapest.
+
+    Its position; None where no point is sure.
+    """
     points = frontier.points
-    if goal.budget_ms is not None or goal.budget_bytes is not None:
-        within = [point for point in points if _within(point, goal)]
-        return within[0] if within else points[-1]
-    picked = None
-    for point in points:
-        if point.floor < (goal.recall or default_recall):
-            break
-        picked = point
-    return picked
+    if target is None:
+        return next((i for i, point in enumerate(points) if _within(point, goal)), len(points) - 1)
+    # The walk ends at the first point that is not sure: a later one may be so by luck.
+    sure = next((i for i, point in enumerate(points) if point.floor < target), len(points))
+    return min(range(sure), key=lambda i: points[i].micros, default=None)
 
 
-def _within(point: OperatingPoint, goal: Goal) -> bool:
+def _within(cost: OperatingPoint | Choice, goal: Goal) -> bool:
     if goal.budget_ms is not None:
-        return point.micros <= 1000 * goal.budget_ms
-    return goal.budget_bytes is not None and point.bytes <= goal.budget_bytes
+        return cost.micros is not None and cost.micros <= 1000 * goal.budget_ms
+    return goal.budget_bytes is not None and cost.bytes is not None and cost.bytes <= goal.budget_bytes
 
 
 def _most_careful(plans: list[Plan]) -> Plan:
@@ -202,14 +215,10 @@ def _shape(plan: Plan) -> tuple[object, ...]:
     return plan.route, plan.shortlist is None, *((stage.dims, stage.rows) for stage in plan.stages)
 
 
-def _exact(calibration: Calibration, scope: Scope, goal: Goal) -> Choice:
+def _exact(calibration: Calibration, scope: Scope, target: float | None) -> Choice:
     micros = calibration.exact_micros * scope.matching
     reason = f"{scope.matching:,} rows match: they are all scanned"
-    return Choice(EXACT, reason, goal.recall, 1.0, micros, float(scope.matching * scope.row_bytes))
-
-
-def _because(exact: Choice, reason: str, target: float | None, considered: Iterable[OperatingPoint]) -> Choice:
-    return Choice(EXACT, reason, target, 1.0, exact.micros, exact.bytes, None, tuple(considered))
+    return Choice(EXACT, reason, target, 1.0, micros, float(scope.matching * scope.row_bytes), k=scope.k)
 
 
 def _reason(goal: Goal, target: float | None, found: list[OperatingPoint]) -> str:

@@ -117,7 +117,7 @@ class Ranking:
             dense = _dense_scores(snapshot, self.config, vector, seqs, found)
             scores = weighted(dense, _spread(seqs, lexical), fusion.share)
         best = np.lexsort((seqs, -scores))[:k]
-        return Found(seqs[best], scores[best].astype(np.float32), found.plan, found.work)
+        return Found(seqs[best], scores[best].astype(np.float32), found.plan, found.work, found.choice)
 
 
 def _spread(seqs: NDArray[np.int64], rows: Rows) -> NDArray[np.float64]:

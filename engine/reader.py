@@ -14,6 +14,7 @@ from nestvec.engine.coordinates import prepare_queries, rotate_queries, rotate_q
 from nestvec.engine.execute import execute
 from nestvec.engine.maintenance import Part
 from nestvec.engine.plan import Plan, check_int8, check_k, check_plan
+from nestvec.engine.planner import NO_GOAL, Goal
 from nestvec.engine.storage import catalog
 from nestvec.errors import InvalidInput, NestvecError
 from nestvec.index import kernels
@@ -68,10 +69,10 @@ class Reader:
         with self._lock:
             self._unpin()
 
-    def plan(self, k: int = 10) -> Plan:
-        """The plan of a search for k hits that brings none."""
+    def plan(self, k: int = 10, *, recall: float | None = None) -> Plan:
+        """The plan of a search for k hits that brings none; with `recall` the cheapest that is sure to reach it."""
         check_k(k)
-        return self._snapshot.default_plan(self._config, k)
+        return self._snapshot.choose(self._config, NO_GOAL if recall is None else Goal(recall), k).plan
 
     def search(self, vector: ArrayLike, *, k: int = 10, plan: Plan | None = None) -> tuple[Rows, Scores]:
         """The k best rows for one vector [dims]: (rows i64 [m], scores f32 [m]), m = min(k, len), best first.

@@ -11,7 +11,7 @@ import apsw
 from nestvec.engine.filters.declared import Fields, check_fields, check_types
 from nestvec.engine.record import payload_of
 from nestvec.engine.schema import CollectionConfig
-from nestvec.engine.storage.catalog import Catalog, meta_value, rows_of
+from nestvec.engine.storage.catalog import Catalog, change_facts, meta_value, rows_of
 from nestvec.errors import Conflict, InvalidInput
 
 _ROWS = 1000
@@ -41,7 +41,7 @@ def declare_fields(held: Catalog, fields: Fields, expected: str | None) -> None:
         config = _changeable(connection, checked, expected)
         _check_records(connection, checked, seen)
         new = replace(config, fields={**config.fields, **checked})
-        connection.execute("UPDATE meta SET value=? WHERE key='config'", (json.dumps(new.to_json()),))
+        change_facts(connection, config=json.dumps(new.to_json()))
 
 
 def _changeable(connection: apsw.Connection, fields: Fields, expected: str | None) -> CollectionConfig:

@@ -231,7 +231,7 @@ class Snapshot:
         if self.calibration is not None and self.sealed.coded:
             scope = Scope(k, self.rows, rows, config.dims * np.dtype(config.dtype).itemsize)
             return choose(self.calibration, goal, scope)
-        return without_calibration(self.default_plan(config, k), goal)
+        return without_calibration(self.default_plan(config, k), goal, k)
 
     def default_plan(self, config: CollectionConfig, k: int) -> Plan:
         """The plan of a query that brings none, where nothing was measured."""

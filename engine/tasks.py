@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 from nestvec.engine import spool
 from nestvec.engine.collection import Collection
+from nestvec.engine.coordinates import F32
 from nestvec.engine.database import Database
 from nestvec.engine.jobs import Work
 from nestvec.engine.progress import Progress
 from nestvec.engine.sources import open_source
 from nestvec.errors import InvalidInput, InvalidRecord
 
-Kind = Literal["build", "seal", "compact", "snapshot", "export", "import", "restore"]
+Kind = Literal["build", "seal", "compact", "snapshot", "calibrate", "export", "import", "restore"]
 
 
 def build(collection: Collection) -> Work:
@@ -36,6 +37,28 @@ def seal(collection: Collection) -> Work:
 def compact(collection: Collection, *, retrain: bool) -> Work:
     """`Collection.compact`; the result is a CompactResult."""
     return lambda progress: asdict(collection.compact(retrain=retrain, progress=progress))
+
+
+def calibrate(collection: Collection, queries: F32 | None, texts: Sequence[str] | None) -> Work:
+    """`Collection.calibrate`; the result says what was measured, and not all points: `Collection.calibration` has them.
+
+    The queries are held in memory until the job ends, and stored nowhere.
+    """
+
+    def work(progress: Progress) -> dict[str, Any]:
+        made = collection.calibrate(queries, texts=texts, progress=progress)
+        if made is None:
+            return {"calibrated": False, "reason": "there is no index whose plans could be chosen from"}
+        return {
+            "calibrated": True,
+            "generation": made.generation,
+            "source": made.source,
+            "queries": max((each.queries for each in made.frontiers), default=0),
+            "frontiers": len(made.frontiers),
+            "seconds": made.seconds,
+        }
+
+    return work
 
 
 def snapshot(database: Database, collection: Collection) -> Work:

@@ -6,6 +6,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ class Upkeep(ABC):
     def calibration(self) -> Calibration | None:
         """What was measured last, with all operating points; None where nothing was."""
         with self._part.keeper.current() as (_, snapshot):
-            return snapshot.calibration
+            held = snapshot.calibration
+            return None if held is None else replace(held, stale=held.stale_at(snapshot.rows))
 
     def _calibrate_new(self, progress: Progress) -> None:
         """Calibrate an index that was not yet."""
@@ -116,7 +118,7 @@ class Upkeep(ABC):
         total)` is called often. `partitions`: posting lists of a new generation. `rescore=False`: a new generation
         keeps no int8 rows, for a smaller index and slower searches. `soar=False` trains nothing.
         `route` "faiss" or "scann": a new generation's index is that library's, made with the settings `library`, such
-        as {"factory": "IVF256,PQ48x4fs", "dims": 192} (see README, other routes). Raises MissingDependency without it.
+        as {"factory": "IVF256,PQ48x4fs", "dims": 192} (see docs/concepts.md). Raises MissingDependency without it.
         `calibrate=False`: a new index is not measured; recall cannot be asked for until `Collection.calibrate`.
         """
         self._reconfigure()

@@ -12,6 +12,7 @@ import apsw
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.calibration.store import read_calibration
 from nestvec.engine.lexical import verify_words
 from nestvec.engine.progress import silent
 from nestvec.engine.schema import CollectionConfig
@@ -21,7 +22,8 @@ from nestvec.engine.storage.catalog import Catalog
 from nestvec.engine.storage.layout import Layout
 from nestvec.engine.storage.ledger import FILE_NAME as LEDGER_FILE
 from nestvec.engine.storage.ledger import Ledger
-from nestvec.engine.storage.root import open_root
+from nestvec.engine.storage.root import has_ledger, open_root
+from nestvec.engine.storage.sqlite import check_integrity
 from nestvec.errors import Damaged, NestvecError
 
 Seqs = NDArray[np.int64]
@@ -70,7 +72,7 @@ def verify_database(root: Path) -> list[VerifyReport]:
     """
     open_root(root, create=False)
     reports = [_collection(path) for path in sorted((root / "collections").glob("*")) if path.name.isdigit()]
-    if (root / LEDGER_FILE).exists():
+    if (root / LEDGER_FILE).exists() or has_ledger(root):
         reports.append(VerifyReport("ledger", str(root / LEDGER_FILE), None, _damage(partial(_ledger, root))))
     for path in snapshot_files(root):
         reports.append(VerifyReport("snapshot", str(path), path.stem, _damage(partial(_snapshot, path))))
@@ -88,6 +90,8 @@ def _verify_directories(layout: Layout, connection: apsw.Connection, config: Col
         files.verify_directory(layout.generation(number), generation.KIND, crc)
     for owner, number, crc in catalog.rows_of(connection, "SELECT generation, segment, manifest_crc FROM postings"):
         files.verify_directory(layout.posting_lists(owner, number), generation.POSTINGS_KIND, crc)
+    for (number,) in catalog.rows_of(connection, "SELECT generation FROM generation"):
+        read_calibration(connection, number)
     return alive
 
 
@@ -104,13 +108,7 @@ def _verify_catalog(connection: apsw.Connection, config: CollectionConfig, seale
     for start in range(0, len(seqs), _ROWS):
         catalog.read_records(connection, seqs[start : start + _ROWS])
     verify_words(connection, config)
-    _quick_check(connection)
-
-
-def _quick_check(connection: apsw.Connection) -> None:
-    found = connection.execute("PRAGMA quick_check").get
-    if found != "ok":
-        raise Damaged(connection.filename, f"SQLite's quick_check says {found}")
+    check_integrity(connection)
 
 
 def _collection(directory: Path) -> VerifyReport:
@@ -135,7 +133,7 @@ def _ledger(root: Path) -> None:
     held = Ledger(root / LEDGER_FILE)
     try:
         with held.read() as connection:
-            _quick_check(connection)
+            check_integrity(connection)
     finally:
         held.close()
 

@@ -16,6 +16,7 @@ from nestvec.engine.filters.declared import Fields, check_types
 from nestvec.engine.record import Record, UpsertResult
 from nestvec.engine.schema import CollectionConfig, check_id, check_payload, check_text
 from nestvec.engine.storage.catalog import Catalog, chunk_ids, last_number, meta_value, record_crc
+from nestvec.engine.storage.files import crash_point
 from nestvec.errors import InvalidInput, InvalidRecord
 
 Encode = Callable[[Sequence[str]], F32]
@@ -105,13 +106,18 @@ def upsert(catalog: Catalog, rows: Sequence[Row], vectors: F32, documents: Seque
             "INSERT INTO growing(seq, vector, crc) VALUES (?, ?, ?)",
             ((seq + i, blob, crc32c(blob)) for i, blob in enumerate(blobs, 1)),
         )
+        crash_point("upsert-before-commit")
+    crash_point("upsert-committed")
     return UpsertResult(len(rows), seq + len(rows))
 
 
 def delete(catalog: Catalog, ids: Sequence[str]) -> int:
     """Remove the records that exist among `ids`; how many did."""
     with catalog.write() as connection:
-        return _bury(connection, list(dict.fromkeys(ids)))
+        count = _bury(connection, list(dict.fromkeys(ids)))
+        crash_point("erase-before-commit")
+    crash_point("erase-committed")
+    return count
 
 
 def delete_documents(catalog: Catalog, documents: Sequence[str]) -> int:

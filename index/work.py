@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-StageWork = TypedDict("StageWork", {"dims": int, "in": int, "out": int, "micros": float})
+StageWork = TypedDict("StageWork", {"dims": int, "in": int, "out": int, "micros": float, "bytes": int})
 
 
 @dataclass(slots=True)

@@ -72,7 +72,7 @@ _HOMES = {
     "nestvec.engine.schema": "CollectionConfig",
     "nestvec.engine.verification": "VerifyReport",
     "nestvec.errors": "Busy Conflict Damaged DatabaseLocked EncoderMismatch EncoderUnavailable InvalidInput "
-    "InvalidRecord MissingDependency NestvecError NoAnswer NotFound OutcomeUnknown ServiceError",
+    "InvalidRecord MissingDependency NestvecError NoAnswer NoSpace NotFound OutcomeUnknown ServiceError",
     "nestvec.index.funnel": "Cut Stage",
     "nestvec.index.work": "Work",
 }
@@ -110,6 +110,7 @@ __all__ = [
     "MissingDependency",
     "NestvecError",
     "NoAnswer",
+    "NoSpace",
     "NotFound",
     "OutcomeUnknown",
     "Page",

@@ -9,6 +9,7 @@
   + Busy                   somebody else holds it; try again, or stop them
   + DatabaseLocked         another service owns this directory; carries its pid
   + OutcomeUnknown         a commit failed half-way: the write may or may not be there
+  + NoSpace                the disk or quota is full: nothing was changed; free some space
   + Damaged                a checksum or format check failed; names the file
   + MissingDependency      an optional package is absent; names the command that installs it
   + EncoderUnavailable     an encoder's endpoint did not answer, or not with vectors; nothing was changed
@@ -67,6 +68,10 @@ class DatabaseLocked(Busy):
 
 class OutcomeUnknown(NestvecError):
     """A commit failed: the write may or may not be durable. Reopen and read before writing again."""
+
+
+class NoSpace(NestvecError):
+    """The disk, a quota or a limit on file sizes is reached; nothing was changed, and reads go on."""
 
 
 class Damaged(NestvecError):

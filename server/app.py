@@ -16,7 +16,7 @@ from nestvec.engine.database import Database
 from nestvec.engine.database import open as open_database
 from nestvec.engine.jobs import fail_interrupted
 from nestvec.engine.storage.generation import share_files
-from nestvec.errors import EncoderUnavailable, InvalidInput, MissingDependency, NotFound
+from nestvec.errors import Damaged, EncoderUnavailable, InvalidInput, MissingDependency, NotFound
 from nestvec.server import (
     errors,
     openapi,
@@ -27,6 +27,7 @@ from nestvec.server import (
     routes_jobs,
     routes_keys,
     routes_query,
+    routes_recall,
     routes_records,
     routes_snapshots,
 )
@@ -50,6 +51,7 @@ _ROUTES = (
     routes_collections,
     routes_records,
     routes_query,
+    routes_recall,
     routes_embeddings,
     routes_aliases,
     routes_jobs,
@@ -106,10 +108,12 @@ async def _warm(service: Service) -> None:
 
 
 def _warm_collections(database: Database) -> None:
-    """A missing encoder stops only text."""
+    """A missing encoder stops only text, a damaged collection only itself."""
     for info in database.collections():
         try:
             database.collection(info.name).warm()
+        except Damaged as error:
+            logger.error("%s cannot be served: %s", info.name, error)
         except (InvalidInput, NotFound, MissingDependency, EncoderUnavailable) as error:
             logger.warning("%s answers vectors only: %s", info.name, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple
@@ -10,16 +11,30 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.calibration.queries import MOST
+from nestvec.engine.calibration.run import LEAST_QUERIES
+from nestvec.engine.explain import basis_json
 from nestvec.engine.filters.tree import Condition, Filter, Group
 from nestvec.engine.fusion import Fusion
 from nestvec.engine.plan import Plan
+from nestvec.engine.planner import Choice
 from nestvec.engine.ranking import Rank
 from nestvec.engine.record import Hit, Hits
 from nestvec.errors import InvalidInput
 from nestvec.server.errors import RequestProblem, invalid
 from nestvec.server.formats import JSON_NULL, ReplyKind
+from nestvec.server.models_admin import CalibrateJob
 from nestvec.server.settings import Settings
-from nestvec.server.wire import HitColumns, HitReply, PlanBody, QueryBody, QueryResult
+from nestvec.server.wire import (
+    BasisReply,
+    HitColumns,
+    HitReply,
+    PlanBody,
+    QueryBody,
+    QueryResult,
+    RecallReply,
+)
+from nestvec.server.wire_recall import ExplainBody
 
 F32 = NDArray[np.float32]
 
@@ -45,6 +60,9 @@ class Options(NamedTuple):
     exact: bool
     with_payload: bool | tuple[str, ...]
     with_vector: bool
+    recall: float | None = None
+    budget_ms: float | None = None
+    budget_bytes: float | None = None
 
 
 def check_batch(items: Sequence[object], limit: int, what: str) -> None:
@@ -99,6 +117,35 @@ def to_matrix(packed: bytes, rows: int, dims: int, pointer: str) -> F32:
     return matrix
 
 
+def calibration_queries(body: CalibrateJob, dims: int) -> F32 | None:
+    """The vectors f32 [b, dims] to calibrate with, None for none; 422 for what is none, too few or too many."""
+    given, texts = body.vectors, body.texts
+    if given is not None and texts is not None:
+        raise invalid("expected at most one of vectors and texts")
+    if isinstance(given, str):
+        packed = _unpacked(given, dims)
+        _check_count(len(packed) // (4 * dims), "vectors")
+        return to_matrix(packed, len(packed) // (4 * dims), dims, "/vectors")
+    if given is not None:
+        _check_count(len(given), "vectors")
+        return np.stack([to_vector(row, dims, f"/vectors/{i}") for i, row in enumerate(given)])
+    if texts is not None:
+        _check_count(len(texts), "texts")
+    return None
+
+
+def _unpacked(given: str, dims: int) -> bytes:
+    try:
+        return b64decode(given, validate=True)
+    except ValueError:
+        raise invalid(f"expected base64 of vectors of {dims} float32 numbers", "/vectors") from None
+
+
+def _check_count(count: int, what: str) -> None:
+    if not LEAST_QUERIES <= count <= MOST:
+        raise invalid(f"expected {LEAST_QUERIES} to {MOST} {what}, got {count}", f"/{what}")
+
+
 def from_vectors(vectors: F32, as_bytes: bool) -> list[list[float]] | bytes:
     """Vectors [n, dims] as they go out: lists of numbers, or all packed into one value."""
     return vectors.astype("<f4", copy=False).tobytes() if as_bytes else vectors.tolist()
@@ -132,10 +179,8 @@ def _conditions(node: Condition | Group) -> int:
 def to_options(query: QueryBody, settings: Settings, pointer: str) -> Options:
     """How to run the query; 422 unless there is one input, at most one way to run it, and k within the bounds."""
     inputs = _inputs(query, pointer)
-    if query.plan is not None and query.exact:
-        raise invalid("expected at most one of plan and exact", pointer)
-    if query.k > settings.max_k:
-        raise invalid(f"expected k of at most {settings.max_k}, got {query.k}", pointer + "/k")
+    check_one_way(query, pointer)
+    check_k(query.k, settings, pointer)
     wanted = query.with_payload
     return Options(
         inputs,
@@ -143,11 +188,34 @@ def to_options(query: QueryBody, settings: Settings, pointer: str) -> Options:
         None if query.filter is None else to_filter(query.filter, settings, pointer + "/filter"),
         query.rank,
         None if query.fusion is None else Fusion.from_json(msgspec.structs.asdict(query.fusion)),
-        None if query.plan is None else Plan.from_json(msgspec.to_builtins(query.plan)),
+        to_plan(query.plan),
         query.exact,
         wanted if isinstance(wanted, bool) else tuple(wanted),
         query.with_vector,
+        query.recall,
+        query.budget_ms,
+        query.budget_bytes,
     )
+
+
+def check_one_way(query: QueryBody | ExplainBody, pointer: str) -> None:
+    """422 naming them where a query says in more than one way how to search."""
+    given = [name for name in ("recall", "budget_ms", "budget_bytes", "plan") if getattr(query, name) is not None]
+    given += ["exact"] if query.exact else []
+    if len(given) > 1:
+        names = "recall, budget_ms, budget_bytes, plan and exact"
+        raise invalid(f"expected at most one of {names}, got {' and '.join(given)}", pointer)
+
+
+def check_k(k: int, settings: Settings, pointer: str) -> None:
+    """422 for more hits than the service gives."""
+    if k > settings.max_k:
+        raise invalid(f"expected k of at most {settings.max_k}, got {k}", pointer + "/k")
+
+
+def to_plan(body: PlanBody | None) -> Plan | None:
+    """The engine's plan; InvalidInput where it is none."""
+    return None if body is None else Plan.from_json(msgspec.to_builtins(body))
 
 
 def _inputs(query: QueryBody, pointer: str) -> Literal["vector", "text", "both"]:
@@ -172,7 +240,15 @@ def query_result(hits: Hits, query: QueryBody, kind: ReplyKind) -> QueryResult:
     work: Any = hits.work
     plan: Any = hits.plan and plan_reply(hits.plan, kind)
     filter: Any = hits.filter
-    return QueryResult(rows, plan, work, hits.generation, filter)
+    recall = None if hits.choice is None else recall_reply(hits.choice)
+    return QueryResult(rows, plan, work, hits.generation, filter, recall)
+
+
+def recall_reply(choice: Choice) -> RecallReply:
+    """What the choice promises, as it goes out."""
+    held = choice.basis
+    basis = None if held is None else BasisReply(**basis_json(held))
+    return RecallReply(choice.k, choice.target, choice.estimate, basis, choice.stale, choice.reason)
 
 
 def _rows(hits: Hits, query: QueryBody, kind: ReplyKind, as_bytes: bool) -> list[HitReply]:

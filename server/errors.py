@@ -27,6 +27,7 @@ from nestvec.errors import (
     InvalidRecord,
     MissingDependency,
     NestvecError,
+    NoSpace,
     NotFound,
     OutcomeUnknown,
 )
@@ -82,6 +83,7 @@ _MAPPING: tuple[tuple[type[NestvecError], int, str], ...] = (
     (Conflict, 409, "conflict"),
     (Busy, 503, "busy"),
     (OutcomeUnknown, 503, "outcome_unknown"),
+    (NoSpace, 507, "no_space"),
     (Damaged, 500, "damaged"),
     (MissingDependency, 501, "missing_dependency"),
     (EncoderUnavailable, 502, "encoder_unavailable"),
@@ -94,6 +96,8 @@ def from_engine(error: NestvecError) -> RequestProblem:
     status, code = next(((s, c) for kind, s, c in _MAPPING if isinstance(error, kind)), (500, "internal"))
     if status == 500:
         return RequestProblem(status, code, "stored data cannot be read; the server log names the file")
+    if isinstance(error, NoSpace):
+        return RequestProblem(status, code, "no space is left for this; nothing was changed, and reads go on")
     errors: list[FieldError] = []
     if isinstance(error, InvalidRecord):
         errors = [FieldError(f"/records/{error.position}", _short(error.reason))]

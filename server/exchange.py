@@ -121,6 +121,7 @@ class Exchange:
         """Pass the answer on, with the request id."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self._answer_begins()
             added = [(b"x-request-id", self.id.encode())]
             if self._much_is_left():
                 added.append((b"connection", b"close"))
@@ -158,6 +159,15 @@ class Exchange:
     def _start_work(self) -> None:
         self._admission.start_work()
         self._place = "working"
+
+    def _answer_begins(self) -> None:
+        """From now on it may take as long as a body: the deadline was kept, and half an answer is of no use.
+
+        A problem may be told after the clock has ended, and is short.
+        """
+        clock = self.clock if self._timed and not self.reading and self.status < 400 else None
+        if clock is not None and not clock.expired():
+            clock.reschedule(self._loop.time() + max(self._seconds, self._settings.read_seconds))
 
     def _much_is_left(self) -> bool:
         """Whether so much of the body is still to come that the connection is better closed than read on."""

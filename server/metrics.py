@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from nestvec.engine.database import Database
+from nestvec.engine.monitor import Comparison
 from nestvec.index import kernels
 from nestvec.index.work import Work
 
@@ -41,6 +42,11 @@ class Metrics:
                                 buckets=_STEP_SECONDS, registry=registry)  # fmt: skip
         self._refused = Counter("nestvec_refused", "Requests refused before their route.", ["reason"],
                                 registry=registry)  # fmt: skip
+        found = ["collection", "k", "selectivity"]
+        self._compared = Counter("nestvec_compared_queries", "Searches that were answered exactly as well.", found,
+                                 registry=registry)  # fmt: skip
+        self._recall = Counter("nestvec_compared_recall", "Sum of the recalls of these searches.", found,
+                               registry=registry)  # fmt: skip
         self.in_flight = Gauge("nestvec_requests_in_flight", "Requests being answered.", registry=registry,
                                multiprocess_mode="livesum")  # fmt: skip
         self.waiting = Gauge("nestvec_calls_waiting", "Calls of the engine that wait for a thread.",
@@ -71,6 +77,12 @@ class Metrics:
                     child = self._by_step[step] = self._steps.labels(step)
                 child.observe(micros * 1e-6)
 
+    def compared(self, collection: str, comparison: Comparison) -> None:
+        """Count one search that was answered exactly as well."""
+        labels = collection, str(comparison.k), f"{comparison.selectivity:g}"
+        self._compared.labels(*labels).inc()
+        self._recall.labels(*labels).inc(comparison.recall)
+
     def page(self) -> bytes:
         """The page in Prometheus' text format, the collections as they are now."""
         numbers = self._own
@@ -100,3 +112,23 @@ class _Facts(Collector):
             for info in infos:
                 family.add_metric([info.name], getattr(info, fact))
             yield family
+        yield from self._recalls([info.name for info in infos])
+
+    def _recalls(self, names: list[str]) -> Iterator[Metric]:
+        """What this process knows of live recall: each worker compares its own searches."""
+        opened = [(name, collection) for name in names if (collection := self._database.opened(name)) is not None]
+        reports = [(name, report) for name, collection in opened for report in collection.live_recall()]
+        for fact, end, meaning in (("recall", "", "Mean recall of live searches in the worker that answers."),
+                                   ("low", "_low", "Lower end of its 95 % interval."),
+                                   ("high", "_high", "Upper end of its 95 % interval."),
+                                   ("target", "_target", "The recall that they were promised.")):  # fmt: skip
+            family = GaugeMetricFamily(f"nestvec_recall{end}", meaning, labels=["collection", "k", "selectivity"])
+            for name, report in reports:
+                family.add_metric([name, str(report.k), f"{report.selectivity:g}"], getattr(report, fact))
+            yield family
+        stale = GaugeMetricFamily("nestvec_calibration_stale", "1 where calibration should not be trusted any more.",
+                                  labels=["collection"])  # fmt: skip
+        for name, collection in opened:
+            if (held := collection.calibration()) is not None:
+                stale.add_metric([name], held.stale is not None)
+        yield stale

@@ -133,14 +133,15 @@ class CompactReply(BaseModel):
 
 
 class StatusReply(BaseModel):
-    """State of the service."""
+    """State of the service; "degraded": it serves, but without the collections that `/v1/info` calls damaged."""
 
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "degraded"] = "ok"
 
 
 class InfoReply(BaseModel):
     """What runs here. `routes`: how a plan may find first rows; `limits`: settings that a client may run into, null for
-    none; the service's process that answered is one of `workers`."""
+    none; the service's process that answered is one of `workers`; `damaged`: collections that cannot be opened, "?"
+    where not even the name can be read."""
 
     name: str
     version: str
@@ -150,6 +151,7 @@ class InfoReply(BaseModel):
     routes: list[str]
     workers: int
     limits: dict[str, int | float | None]
+    damaged: list[str]
 
 
 class KeyBody(Body):

@@ -8,6 +8,8 @@ from pydantic import BaseModel, Field
 
 from nestvec.engine.aliases import MAX_SWITCHES
 from nestvec.engine.backup import SnapshotInfo
+from nestvec.engine.calibration.queries import MOST
+from nestvec.engine.calibration.run import LEAST_QUERIES
 from nestvec.engine.jobs import Job
 from nestvec.server.models import Body, FieldTypes
 
@@ -52,6 +54,18 @@ class CompactJob(Body):
     retrain: bool = False
 
 
+class CalibrateJob(Body):
+    """Measure which plans give which recall at which cost; best with real queries, which are kept only until then."""
+
+    kind: Literal["calibrate"]
+    vectors: list[list[float]] | Annotated[str, Field(json_schema_extra={"format": "byte"})] | None = Field(
+        default=None, description="As lists of numbers, or as base64 of float32, little-endian, one after the other."
+    )
+    texts: list[str] | None = Field(
+        default=None, description=f"Instead of vectors. {LEAST_QUERIES} to {MOST:,} of either; null: asked by itself."
+    )
+
+
 class SnapshotJob(Body):
     """Write the collection, as it is at one instant, into a snapshot; the result names it."""
 
@@ -66,7 +80,9 @@ class ExportJob(Body):
     filter: dict[str, Any] | None = None
 
 
-JobBody = Annotated[BuildJob | SealJob | CompactJob | SnapshotJob | ExportJob, Field(discriminator="kind")]
+JobBody = Annotated[
+    BuildJob | SealJob | CompactJob | CalibrateJob | SnapshotJob | ExportJob, Field(discriminator="kind")
+]
 
 
 class ConfigPatch(Body):

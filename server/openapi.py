@@ -9,7 +9,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from nestvec.server import wire
+from nestvec.server import wire, wire_recall
 from nestvec.server.errors import PROBLEM_JSON, Problem
 from nestvec.server.formats import JSON, MSGPACK
 from nestvec.server.gate import OPEN_PATHS
@@ -18,12 +18,15 @@ from nestvec.server.settings import Settings
 _REF = "#/components/schemas/{name}"
 _HOT = (wire.UpsertBody, wire.GetBody, wire.ScrollBody, wire.DeleteBody, wire.CountBody, wire.QueryBody,
         wire.QueryBatchBody, wire.UpsertReply, wire.DeleteReply, wire.CountReply, wire.GetReply, wire.ScrollReply,
-        wire.QueryReply, wire.QueryBatchReply, Problem)  # fmt: skip
+        wire.QueryReply, wire.QueryBatchReply, wire_recall.ExplainBody, wire_recall.ExplainReply,
+        wire_recall.MeasureBody, wire_recall.MeasuredReply, wire_recall.LiveRecallReply, wire_recall.FrontierReply,
+        Problem)  # fmt: skip
 _BATCHES = (("UpsertBody", "records"), ("UpsertBody", "ids"), ("GetBody", "ids"), ("QueryBatchBody", "queries"))
 # What msgspec cannot say of a body: exactly one of these keys is there, and not null.
 _ALTERNATIVES = {
     "UpsertBody": ("records", "ids"),
     "DeleteBody": ("ids", "filter"),
+    "MeasureBody": ("vectors", "texts"),
 }
 _VECTOR, _PACKED, _FILTER = [0.1, 0.2, 0.3, 0.4], "zczMPc3MTD6amZk+zczMPg==", {"field": "lang", "eq": "en"}
 EXAMPLES: dict[type[msgspec.Struct], dict[str, Any]] = {
@@ -38,8 +41,11 @@ EXAMPLES: dict[type[msgspec.Struct], dict[str, Any]] = {
     wire.QueryBody: {
         "by vector": {"vector": _VECTOR, "k": 3},
         "packed, filtered, in columns": {"vector": _PACKED, "k": 3, "filter": _FILTER, "layout": "columns"},
+        "with recall .95": {"vector": _VECTOR, "recall": 0.95},
         "exactly, with some fields": {"vector": _VECTOR, "exact": True, "with_payload": ["lang"]},
     },
+    wire_recall.ExplainBody: {"run": {"vector": _VECTOR, "k": 3, "recall": 0.9}, "the plan alone": {"budget_ms": 0.5}},
+    wire_recall.MeasureBody: {"two": {"vectors": [_VECTOR, _PACKED], "k": 3, "recall": 0.9}},
     wire.QueryBatchBody: {"two": {"queries": [{"vector": _VECTOR}, {"vector": _PACKED, "k": 1, "with_vector": True}]}},
 }
 """By name, for a collection of 4 dims. The tests send them."""
@@ -63,19 +69,25 @@ _TITLES = {
     502: "The service that encodes texts does not answer as it should",
     503: "Busy, not ready, or the outcome is unknown",
     504: "The deadline has passed",
+    507: "The disk is full; reads go on",
 }
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """`responses` of a /v1 route: what any of them may answer, and `statuses`."""
     content = {PROBLEM_JSON: {"schema": {"$ref": _REF.format(name="Problem")}}}
-    every = sorted({401, 403, 408, 413, 415, 429, 500, 503, 504, *statuses})
+    every = sorted({401, 403, 408, 413, 415, 429, 500, 503, 504, 507, *statuses})
     return {status: {"description": _TITLES[status], "content": content} for status in every}
 
 
 def hot_reply(reply: type[msgspec.Struct]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a hot route that succeeds with a `reply`."""
     return {200: {"description": "Done", "content": _content(reply)}}
+
+
+def json_reply(reply: type[msgspec.Struct]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that succeeds with a `reply` in JSON."""
+    return {200: {"description": "Done", "content": {JSON: {"schema": {"$ref": _REF.format(name=reply.__name__)}}}}}
 
 
 def hot_body(body: type[msgspec.Struct]) -> dict[str, Any]:
@@ -124,7 +136,8 @@ def _schemas(settings: Settings) -> dict[str, Any]:
     _, hot = msgspec.json.schema_components(_HOT, ref_template=_REF)
     for body, field in _BATCHES:
         hot[body]["properties"][field]["maxItems"] = settings.max_batch
-    hot["QueryBody"]["properties"]["k"]["maximum"] = settings.max_k
+    for body in ("QueryBody", "ExplainBody", "MeasureBody"):
+        hot[body]["properties"]["k"]["maximum"] = settings.max_k
     for body, keys in _ALTERNATIVES.items():
         hot[body]["oneOf"] = [_given(key) for key in keys]
     hot["QueryBody"]["anyOf"] = [_given("vector"), _given("text")]

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import anyio.to_thread
 import apsw
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 
 from nestvec.engine.encoders import registry
 from nestvec.engine.plan import Route
@@ -15,7 +15,8 @@ from nestvec.index import kernels
 from nestvec.server.errors import RequestProblem
 from nestvec.server.models import InfoReply, StatusReply
 from nestvec.server.openapi import problems
-from nestvec.server.service import TheService
+from nestvec.server.scopes import visible
+from nestvec.server.service import Service, TheService
 from nestvec.server.settings import Settings
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -27,21 +28,27 @@ async def alive() -> StatusReply:
 
 
 async def ready(service: TheService) -> StatusReply:
-    """Every collection is mapped and warm; 503 before that and once the service is stopping."""
+    """Every collection that can be opened is mapped and warm; 503 before that and once the service is stopping."""
     if service.failure is not None:
         raise RequestProblem(503, "not_ready", "the database cannot be served; the server log says why")
     if not service.ready:
         raise RequestProblem(503, "not_ready", "collections are being warmed, or the service is stopping",
                              headers={"Retry-After": "1"})  # fmt: skip
-    return StatusReply()
+    return StatusReply(status="degraded" if service.database.damaged() else "ok")
 
 
-async def info(service: TheService) -> InfoReply:
-    """Versions, the kernels in use, the encoders and routes at hand, and the bounds of requests."""
-    return await service.run(lambda: _info(service.settings))
+async def info(service: TheService, request: Request) -> InfoReply:
+    """Versions, the kernels in use, encoders and routes at hand, the bounds of requests, damaged collections."""
+    return await service.run(lambda: _info(service.settings, _damaged(service, request)))
 
 
-def _info(settings: Settings) -> InfoReply:
+def _damaged(service: Service, request: Request) -> list[str]:
+    """Those that the caller's key may touch."""
+    names = (one.name for one in service.database.damaged())
+    return sorted("?" if name is None else name for name in names if name is None or visible(request, name))
+
+
+def _info(settings: Settings, damaged: list[str]) -> InfoReply:
     return InfoReply(
         name="nestvec",
         version=version("nestvec"),
@@ -51,6 +58,7 @@ def _info(settings: Settings) -> InfoReply:
         routes=list(get_args(Route)),
         workers=settings.workers,
         limits=settings.limits(),
+        damaged=damaged,
     )
 
 

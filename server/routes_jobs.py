@@ -16,17 +16,18 @@ from nestvec.engine.filters.tree import as_filter
 from nestvec.engine.jobs import KEPT_JOBS, Job, Work
 from nestvec.engine.spool import export_file
 from nestvec.errors import Conflict, NotFound
+from nestvec.server.codec import calibration_queries
 from nestvec.server.exchange import EXCHANGE, Exchange
 from nestvec.server.files import download, spooled
 from nestvec.server.formats import unsupported
 from nestvec.server.models_admin import (
     BuildJob,
+    CalibrateJob,
     CompactJob,
     ExportJob,
     JobBody,
     JobReply,
     JobsReply,
-    SealJob,
     SnapshotJob,
 )
 from nestvec.server.openapi import problems
@@ -88,13 +89,13 @@ async def create_job(
     return await submitted(service, request, response, body.kind, collection.name, work, idempotency_key, digest)
 
 
-def _work(
-    database: Database, collection: Collection, body: BuildJob | SealJob | CompactJob | SnapshotJob | ExportJob
-) -> Work:
+def _work(database: Database, collection: Collection, body: JobBody) -> Work:
     if isinstance(body, ExportJob):
         if body.filter is not None:
             as_filter(body.filter)  # refused now, not when the job begins
         return tasks.export(database, collection, body.format, body.filter)
+    if isinstance(body, CalibrateJob):
+        return tasks.calibrate(collection, calibration_queries(body, collection.config.dims), body.texts)
     if isinstance(body, CompactJob):
         return tasks.compact(collection, retrain=body.retrain)
     if isinstance(body, SnapshotJob):

@@ -68,7 +68,15 @@ def _search(call: Call, name: str, queries: list[QueryBody]) -> list[Hits]:
 
 
 def _timed(result: QueryResult, start: float) -> QueryReply:
-    return QueryReply(result.hits, result.plan, result.work, result.generation, result.filter, took_ms=_since(start))
+    return QueryReply(
+        result.hits,
+        result.plan,
+        result.work,
+        result.generation,
+        result.filter,
+        result.recall,
+        took_ms=_since(start),
+    )
 
 
 def _since(start: float) -> float:

@@ -85,6 +85,11 @@ OPERATIONS: dict[str, Access] = {
     # search
     "query": _READ,
     "query_batch": _READ,
+    # recall
+    "explain": _READ,
+    "frontier": _READ,
+    "live_recall": _READ,
+    "measure_recall": _READ,
 }
 
 

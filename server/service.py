@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Annotated, TypeVar, cast
 
 from fastapi import Depends, Path, Request
@@ -39,6 +41,7 @@ class Service:
         self.admission = Admission(settings, self.metrics.refused)
         self.auth = Auth(database, settings)
         self.jobs = Jobs(database.ledger)
+        self._watching = threading.Lock()
         # One thread per core: the engine's calls are bound by the processor, and more of them only wait longer.
         self._threads = ThreadPoolExecutor(settings.threads, "nestvec-engine")
         self.batcher = Batcher(self._threads, settings.threads)
@@ -51,14 +54,24 @@ class Service:
     def collection(self, name: str) -> Collection:
         """The collection, or a NotFound that does not show clients where the database lies."""
         try:
-            return self.database.collection(name)
+            return self._watched(self.database.collection(name))
         except NotFound:
             raise no_collection(name) from None
 
     async def opened(self, name: str) -> Collection:
         """`collection`, for the event loop: in a thread where that may have to wait for the disk or for others."""
         known = self.database.opened(name)
-        return known if known is not None else await self.run(lambda: self.collection(name))
+        return self._watched(known) if known is not None else await self.run(lambda: self.collection(name))
+
+    def _watched(self, collection: Collection) -> Collection:
+        """The same; its live recall is measured from now on, unless the settings say otherwise."""
+        share = self.settings.recall_share
+        if share and not collection.watched:
+            with self._watching:
+                if not collection.watched:
+                    told = partial(self.metrics.compared, collection.name)
+                    collection.watch(share, recalibrate=self.settings.recalibrate, told=told)
+        return collection
 
     async def run(self, work: Callable[[], T]) -> T:
         """`work()` in one of the threads, never on the event loop.

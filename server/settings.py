@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from nestvec.engine.filters.tree import MAX_CONDITIONS
+from nestvec.engine.monitor import DEFAULT_SHARE
 from nestvec.engine.plan import MAX_K
 from nestvec.errors import InvalidInput
 
@@ -51,6 +52,13 @@ class Settings(BaseSettings):
 
     encoders: str = Field(
         default="", description="Encoders with a path or an address in their name that clients may use; with blanks."
+    )
+
+    recall_share: float = Field(
+        default=DEFAULT_SHARE, ge=0, le=1, description="Share of searches answered exactly as well, for live recall."
+    )
+    recalibrate: bool = Field(
+        default=False, description="Calibrate again, with recent queries, where live recall misses its target."
     )
 
     max_body_mb: int = Field(default=64, ge=1, le=1024, description="Largest request body, in MiB.")

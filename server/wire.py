@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from nestvec.engine.calibration.points import Source
 from nestvec.engine.fusion import MAX_DEPTH as MAX_DEPTH_OF_FUSION
 from nestvec.engine.fusion import Kind
 from nestvec.engine.plan import MAX_K, Route
@@ -77,6 +78,13 @@ Layout = Annotated[
 Rank = Annotated[
     Literal["dense", "bm25", "hybrid"], Meta(description="What orders the hits: the vectors, the words, or both.")
 ]
+Recall = Annotated[
+    float, Meta(gt=0, le=1, description="Mean share of the true k best to find, by the cheapest plan that does.")
+]
+BudgetMs = Annotated[
+    float, Meta(gt=0, description="Find as much as a query can in so many milliseconds of one thread, on average.")
+]
+BudgetBytes = Annotated[float, Meta(gt=0, description="Find as much as a query can that reads so many bytes.")]
 TimeoutMs = Annotated[int, Meta(ge=1, le=600_000, description="Answer 504 when it takes longer, in milliseconds.")]
 
 
@@ -171,7 +179,8 @@ class FusionBody(Struct, forbid_unknown_fields=True):
 
 
 class QueryBody(Struct, forbid_unknown_fields=True):
-    """One query: exactly one of `vector` and `text`, or with rank hybrid both; at most one of `plan` and `exact`."""
+    """One query: exactly one of `vector` and `text`, or with rank hybrid both; at most one of `recall`, `budget_ms`,
+    `budget_bytes`, `plan` and `exact`."""
 
     vector: Vector | None = None
     text: QueryText | None = None
@@ -179,6 +188,9 @@ class QueryBody(Struct, forbid_unknown_fields=True):
     filter: FilterTree | None = None
     rank: Rank = "dense"
     fusion: FusionBody | None = None
+    recall: Recall | None = None
+    budget_ms: BudgetMs | None = None
+    budget_bytes: BudgetBytes | None = None
     plan: PlanBody | None = None
     exact: bool = False
     timeout_ms: TimeoutMs | None = None
@@ -279,14 +291,43 @@ class WorkReply(Struct):
     stages: list[StageWork]
 
 
+class BasisReply(Struct):
+    """What an estimate rests on: which k and shares of matching rows were measured, on how many `queries` of which
+    `source`, when; the floor of a plan is too high with a chance of at most `delta`."""
+
+    ks: list[int]
+    selectivities: list[float]
+    queries: int
+    source: Source
+    created: str
+    delta: float
+    generation: int
+    age_seconds: int
+
+
+class RecallReply(Struct):
+    """What the plan promises of the `k` best by vector (for a hybrid search, or with chunking, of the candidates):
+    `target` and `estimate` of the mean recall, what these rest on, and why the plan was chosen. `stale`: why they
+    should not be trusted any more."""
+
+    k: int | None
+    target: float | None
+    estimate: float | None
+    basis: BasisReply | None
+    stale: str | None
+    reason: str
+
+
 class QueryResult(Struct):
-    """Answer to one query of a batch; hits stand best first. `plan` is null where words alone were searched."""
+    """Answer to one query of a batch; hits stand best first. `plan` is null where words alone were searched, and
+    `recall` there and where the caller said how to search."""
 
     hits: list[HitReply] | HitColumns
     plan: PlanBody | None
     work: WorkReply
     generation: int | None
     filter: FilterReply
+    recall: RecallReply | None
 
 
 class QueryReply(QueryResult, kw_only=True):

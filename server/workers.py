@@ -45,7 +45,7 @@ class Task(msgspec.Struct):
 
     path: str
     descriptor: int
-    settings: dict[str, str | float | None]
+    settings: dict[str, str | float | bool | None]
 
 
 @dataclass
@@ -155,7 +155,7 @@ class _Supervisor:
 _GRACE_SECONDS = 15.0  # beside the time for requests: running jobs are asked to stop, and waited for
 
 
-def _told(settings: Settings) -> dict[str, str | float | None]:
+def _told(settings: Settings) -> dict[str, str | float | bool | None]:
     """The settings as plain values; the key goes through the pipe, not through an argument that others can list."""
     told = settings.model_dump(exclude={"api_key"})
     told["api_key"] = None if settings.api_key is None else settings.api_key.get_secret_value()

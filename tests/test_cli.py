@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -265,16 +266,21 @@ def test_help_is_quick_because_heavy_imports_wait() -> None:
 EVERY = {
     "aliases": ["aliases"],
     "build": ["build", "VECTORS", "-c", "again"],
+    "calibrate": ["calibrate", "-c", "big", "--queries", "QUERIES"],
     "collections": ["collections"],
     "compact": ["compact", "-c", "docs"],
     "count": ["count", "-c", "docs"],
     "delete": ["delete", "1", "-c", "docs"],
     "export": ["export", "FILE.jsonl", "-c", "docs"],
+    "explain": ["explain", "-c", "big", "--vector-file", "QUERY"],
+    "frontier": ["frontier", "-c", "big"],
     "get": ["get", "1", "-c", "docs"],
     "import": ["import", "VECTORS", "-c", "docs"],
     "keys create": ["keys", "create", "app"],
     "keys list": ["keys", "list"],
     "keys revoke": ["keys", "revoke", "held"],
+    "recall": ["recall", "-c", "big", "--queries", "QUERIES"],
+    "repair": ["repair"],
     "restore": ["restore", "SNAPSHOT", "-c", "restored"],
     "seal": ["seal", "-c", "docs"],
     "search": ["search", "-c", "docs", "--vector-file", "QUERY"],
@@ -296,13 +302,35 @@ def test_every_command_is_held_to_the_rules_below() -> None:
     assert names - ELSEWHERE == set(EVERY)
 
 
+def points(rows: int, seed: int) -> np.ndarray:
+    """f32 [rows, 16] around common centres: queries and rows of the same kind."""
+    centres, rng = np.random.default_rng(9).normal(size=(30, 16)), np.random.default_rng(seed)
+    return (centres[rng.integers(0, 30, rows)] + 0.7 * rng.normal(size=(rows, 16))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with a collection that has operating points."""
+    import nestvec
+
+    path = tmp_path_factory.mktemp("calibrated") / "db"
+    with nestvec.open(path) as database:
+        big = database.create_collection("big", dims=16, metric="dot", granularities=(4, 16))
+        payloads = [{"r": i % 100} for i in range(6000)]
+        big.build([nestvec.Batch(0, vectors=points(6000, 1), payloads=payloads)], rotate="none", calibrate=False)
+        assert big.calibrate(points(300, 2)) is not None
+    return path
+
+
 @pytest.fixture
-def world(db: Path, vectors: Path, tmp_path: Path) -> dict[str, str]:
+def world(db: Path, vectors: Path, tmp_path: Path, calibrated: Path) -> dict[str, str]:
     """A database in which every command has something to do; words of EVERY -> what they stand for."""
     import nestvec
 
-    query = tmp_path / "query.npy"
+    query, queries = tmp_path / "query.npy", tmp_path / "queries.npy"
     np.save(query, np.load(vectors)[7])
+    np.save(queries, points(150, 3))
+    shutil.copytree(calibrated, db)
     with nestvec.open(db) as database:
         docs = database.create_collection("docs", dims=16)
         rows = np.load(vectors)
@@ -310,7 +338,13 @@ def world(db: Path, vectors: Path, tmp_path: Path) -> dict[str, str]:
         database.switch_aliases([nestvec.AliasSwitch("live", "docs")])
         database.create_key("held", "read")
         snapshot = database.snapshot("docs").name
-    return {"VECTORS": str(vectors), "QUERY": str(query), "SNAPSHOT": snapshot, "FILE.jsonl": str(tmp_path / "o.jsonl")}
+    return {
+        "VECTORS": str(vectors),
+        "QUERY": str(query),
+        "QUERIES": str(queries),
+        "SNAPSHOT": snapshot,
+        "FILE.jsonl": str(tmp_path / "o.jsonl"),
+    }
 
 
 def filled(words: list[str], world: dict[str, str]) -> list[str]:
@@ -351,6 +385,7 @@ def test_a_missing_database_is_one_line(
     from nestvec.cli import main
 
     world = {"VECTORS": str(vectors), "QUERY": str(vectors), "FILE.jsonl": str(tmp_path / "out.jsonl")}
+    world["QUERIES"] = str(vectors)
     monkeypatch.setattr("sys.argv", ["nestvec", *filled(EVERY[name], world), "--db", str(tmp_path / "absent")])
     with pytest.raises(SystemExit) as caught:
         main()
@@ -368,6 +403,8 @@ def test_a_missing_database_is_one_line(
         ["build", "ABSENT.npy", "-c", "docs"],
         ["import", "ABSENT.parquet", "-c", "docs"],
         ["search", "-c", "docs", "--vector-file", "ABSENT.npy"],
+        ["calibrate", "-c", "big", "--queries", "ABSENT.npy"],
+        ["recall", "-c", "big", "--queries", "ABSENT.jsonl"],
         ["restore", "ABSENT/file.nvs", "-c", "other"],
         ["restore", "docs-20200101T000000000Z", "-c", "other"],
         ["export", "ABSENT/out.jsonl", "-c", "docs"],
@@ -418,7 +455,7 @@ def complete(db: Path, words: str) -> Completed:
 def test_tab_offers_commands_and_collections_and_is_silent_on_errors(db: Path, world: dict[str, str]) -> None:
     assert complete(db, "nestvec snap").stdout.split() == ["snapshot", "snapshots"]
     assert complete(db, "nestvec count -c d").stdout.split() == ["docs"]
-    assert complete(db.parent / "absent", f"nestvec count --db {db} -c ").stdout.split() == ["docs"]
+    assert complete(db.parent / "absent", f"nestvec count --db {db} -c ").stdout.split() == ["big", "docs"]
     for catalog in db.rglob("catalog.sqlite"):
         catalog.write_bytes(b"no database")
     for where in (db, db.parent / "absent"):
@@ -433,7 +470,7 @@ def test_completion_needs_no_heavy_import(db: Path, world: dict[str, str]) -> No
         "print(list(collection_names(Path(sys.argv[1]))), sorted({'numpy', 'faiss'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(db)], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "['docs'] []"
+    assert done.stdout.strip() == "['big', 'docs'] []"
 
 
 def test_filters_choose_what_is_searched_counted_and_deleted(cli: Cli, world: dict[str, str]) -> None:

@@ -80,11 +80,12 @@ def _shrunk_together(run: Callable[[Margins], Step], first: Step) -> list[Step]:
     The last but one stays on the path: what a few queries do not miss, more of them may.
     """
     held = [first]
-    while True:
+    while max(held[-1].margins) > _LEAST_MARGIN:  # where all rows are alike nothing is ever lost
         tried = run(tuple(margin * _SHRINK_ALL for margin in held[-1].margins))
         if tried.recall < first.recall - _NOTHING:
-            return held[-2:]
+            break
         held.append(tried)
+    return held[-2:]
 
 
 def _price(now: Step, then: Step) -> float:

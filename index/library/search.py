@@ -311,7 +311,7 @@ class _Clock:
 
     def __init__(self, model: LibraryModel, rows: int) -> None:
         self.work = Work()
-        self._left, self._at = rows, time.perf_counter()
+        self._left, self._at, self._read = rows, time.perf_counter(), 0
 
     def lap(self, step: str, dims: int, held: list[_Held], left: int | None = None) -> None:
         """A step is over: it scored by `dims`, and left these rows in."""
@@ -321,5 +321,6 @@ class _Clock:
         if step == "route":
             self.work.rows = left
         self.work.add_micros(step, micros)
-        self.work.stages.append({"dims": dims, "in": self._left, "out": left, "micros": micros})
+        read, self._read = self.work.bytes - self._read, self.work.bytes
+        self.work.stages.append({"dims": dims, "in": self._left, "out": left, "micros": micros, "bytes": read})
         self._left = left

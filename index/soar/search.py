@@ -244,14 +244,14 @@ class _Recipe:
     def work(self, counts: list[int], micros: list[float] | None) -> Work:
         """`counts` and `micros` are those of `Searcher.search_counted`."""
         lists, codes, rows = counts[:3]
-        work = Work(lists, codes, rows, self.widths.centroid_bytes + codes * self.widths.posting_bytes)
-        for each, held in zip(self.row_bytes, counts[2:], strict=False):
-            work.bytes += each * held
+        read = [codes * self.widths.posting_bytes]
+        read += [each * held for each, held in zip(self.row_bytes, counts[2:], strict=False)]
+        work = Work(lists, codes, rows, self.widths.centroid_bytes + sum(read))
         spent = micros or [0.0] * (len(self.dims) + 1)
         for step, taken in zip(self.steps, micros or [], strict=False):
             work.add_micros(step, taken)
-        for dims, (before, after), taken in zip(self.dims, pairwise(counts[1:]), spent[1:], strict=True):
-            work.stages.append({"dims": dims, "in": before, "out": after, "micros": taken})
+        for dims, (before, after), taken, size in zip(self.dims, pairwise(counts[1:]), spent[1:], read, strict=True):
+            work.stages.append({"dims": dims, "in": before, "out": after, "micros": taken, "bytes": size})
         return work
 
 

@@ -29,7 +29,10 @@ def main() -> None:
         _silence_stdout()
         sys.exit(1)
     except (NestvecError, OSError) as error:
-        sys.stderr.write(f"nestvec: {one_line(error)}\n")
+        from nestvec.cli.notes import said
+
+        if not said(one_line(error)):
+            sys.stderr.write(f"nestvec: {one_line(error)}\n")
         sys.exit(exit_code(error))
 
 

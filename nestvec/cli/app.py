@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nestvec.cli import access, backups, bench, build, maintenance, records, transfer
+from nestvec.cli import access, backups, bench, build, maintenance, recall, records, transfer
 from nestvec.cli.options import DEFAULT_DB, Db, Json
 from nestvec.errors import InvalidInput
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adaptive-retrieval vector search: build, serve, search and measure collections.",
 )
-for commands in (build, records, maintenance, transfer, backups, access, bench):
+for commands in (build, records, recall, maintenance, transfer, backups, access, bench):
     commands.register(app)
 
 
@@ -27,6 +27,14 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on. [default: 8765]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that share the work. [default: 1]")] = None,
+    recall_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of searches answered exactly as well. [default: 0.001]"),
+    ] = None,
+    recalibrate: Annotated[
+        bool | None,
+        typer.Option("--recalibrate/--no-recalibrate", help="Calibrate again where live recall misses its target."),
+    ] = None,
 ) -> None:
     """Serve a database over REST until Ctrl-C (or SIGTERM). What has no option here is set by NESTVEC_... variables."""
     from pydantic import ValidationError
@@ -34,7 +42,13 @@ def serve(
     from nestvec.server.app import serve as run
     from nestvec.server.settings import Settings
 
-    options = {"host": host, "port": port, "workers": workers}
+    options = {
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "recall_share": recall_share,
+        "recalibrate": recalibrate,
+    }
     given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
     try:
         settings = Settings(**given)

@@ -75,6 +75,9 @@ def build(
     rescore: Annotated[
         bool, typer.Option("--rescore/--no-rescore", help="Keep int8 rows; without: smaller index, slower search.")
     ] = True,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate/--no-calibrate", help="Measure which plans give which recall; without: later.")
+    ] = True,
     db: Db = DEFAULT_DB,
     json: Json = False,
 ) -> None:
@@ -119,6 +122,7 @@ def build(
             rescore=rescore,
             route=route,
             library=settings,
+            calibrate=calibrate,
         )
     if json:
         print_json({"collection": collection, **{each.name: getattr(report, each.name) for each in fields(report)}})

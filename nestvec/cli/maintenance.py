@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from nestvec.cli.options import DEFAULT_DB, Collection, Db, Json, Url
-from nestvec.cli.output import print_json, print_result, print_table
+from nestvec.cli.output import note, print_json, print_result, print_table
 from nestvec.cli.targets import opened_collection, reached
 
 
@@ -15,6 +15,8 @@ def collections(db: Db = DEFAULT_DB, url: Url = None, json: Json = False) -> Non
     """List the collections of a database."""
     with reached(db, url) as store:
         infos = store.collections()
+        for one in getattr(store, "damaged", list)():
+            note(f"nestvec: collection {one.name or '?'} cannot be opened: {one.damage}")
     if json:
         print_json(infos)
         return

@@ -28,6 +28,10 @@ Filter = Annotated[
         "--filter", metavar="JSON", help='Only records that match, such as \'{"field": "lang", "eq": "en"}\'.'
     ),
 ]
+Recall = Annotated[
+    float | None, typer.Option("--recall", help="Mean share of the true best to find, such as 0.95. [default: 0.95]")
+]
+BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Instead: the best for so many milliseconds.")]
 Sources = Annotated[
     list[Path],
     typer.Argument(metavar="SOURCE...", help=".npy .npz .fvecs .bvecs .parquet .jsonl .jsonl.gz", show_default=False),

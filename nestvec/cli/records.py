@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from nestvec.cli.options import DEFAULT_DB, Collection, Db, Filter, Json, Url, json_object
+from nestvec.cli.options import DEFAULT_DB, BudgetMs, Collection, Db, Filter, Json, Recall, Url, json_object
 from nestvec.cli.output import note, print_json, print_line, print_result, print_table, printable
 from nestvec.cli.targets import reached
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     import nestvec
+    from nestvec.engine.planner import Choice
     from nestvec.engine.ranking import Rank
     from nestvec.engine.record import Hits
 
@@ -34,6 +35,8 @@ def search(
     fusion: Annotated[
         str | None, typer.Option(metavar="JSON", help='How a hybrid order is made, such as \'{"kind": "rrf"}\'.')
     ] = None,
+    recall: Recall = None,
+    budget_ms: BudgetMs = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every record: slower, and always right.")] = False,
     plan: Annotated[
         str | None, typer.Option(metavar="JSON", help="How to search: the form in which --json prints a plan.")
@@ -43,6 +46,7 @@ def search(
     json: Json = False,
 ) -> None:
     """Find the records nearest to a text or a vector."""
+    from nestvec.engine.explain import recall_json
     from nestvec.engine.fusion import Fusion
     from nestvec.engine.plan import Plan
     from nestvec.errors import InvalidInput
@@ -59,11 +63,15 @@ def search(
             filter=wanted,
             rank=cast("Rank", rank),
             fusion=None if mix is None else Fusion.from_json(mix),
+            recall=recall,
+            budget_ms=budget_ms,
             plan=None if how is None else Plan.from_json(how),
             exact=exact,
         )
     if json:
-        print_json(hits)
+        promised = None if hits.choice is None else recall_json(hits.choice)
+        rest = {name: value for name, value in vars(hits).items() if name != "choice"}
+        print_json({**rest, "recall": promised})
     else:
         _print_hits(hits)
 
@@ -75,6 +83,21 @@ def _print_hits(hits: Hits) -> None:
     matching = "" if hits.filter.mode == "none" else f" of {hits.filter.matching:,} matching"
     how = describe_plan(hits.plan)
     note(f"{len(rows)} hits{matching} by {how}: {work.rows:,} rows scored, {work.bytes:,} bytes read")
+    if hits.choice is not None:
+        note(describe_promise(hits.choice))
+
+
+def describe_promise(choice: Choice) -> str:
+    """One line for what a plan promises: target, estimate and what they rest on; or that it is stale, or nothing."""
+    if choice.stale is not None:
+        return f"recall is not promised any more: {choice.stale}"
+    if choice.estimate is None:
+        return f"recall is not promised: {choice.reason}"
+    target = "" if choice.target is None else f" (target {choice.target:g})"
+    basis = choice.basis
+    if basis is None:
+        return f"recall {choice.estimate:g}{target}: all that matches is compared"
+    return f"recall about {choice.estimate:.3f}{target}, measured on {basis.queries:,} queries ({basis.source})"
 
 
 def describe_plan(plan: nestvec.Plan | None) -> str:

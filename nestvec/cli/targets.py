@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def opened(db: Path) -> Iterator[nestvec.Database]:
     """The existing database at `db`, closed at the end."""
     import nestvec
+    from nestvec.cli.notes import notes
 
-    with nestvec.open(db, create=False) as database:
+    with notes(), nestvec.open(db, create=False) as database:
         yield database
 
 

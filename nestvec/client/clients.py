@@ -8,6 +8,7 @@ from typing import ClassVar
 from nestvec.client import collection_verbs as on_collection
 from nestvec.client import file_verbs as on_files
 from nestvec.client import job_verbs as on_jobs
+from nestvec.client import recall_verbs as on_recall
 from nestvec.client import service_verbs as on_service
 from nestvec.client.collection_verbs import CollectionTarget
 from nestvec.client.runners import (
@@ -52,6 +53,11 @@ class RemoteCollection(_Collection):
     declare = blocking(on_collection.declare)
     seal = blocking(on_collection.seal)
     compact = blocking(on_collection.compact)
+    explain = blocking(on_recall.explain)
+    calibration = blocking(on_recall.calibration)
+    calibrate = blocking(on_recall.calibrate)
+    live_recall = blocking(on_recall.live_recall)
+    measure_recall = blocking(on_recall.measure_recall)
     export = blocking(on_files.export)
     import_file = blocking(on_files.import_file)
 
@@ -72,6 +78,11 @@ class AsyncRemoteCollection(_Collection):
     declare = awaitable(on_collection.declare)
     seal = awaitable(on_collection.seal)
     compact = awaitable(on_collection.compact)
+    explain = awaitable(on_recall.explain)
+    calibration = awaitable(on_recall.calibration)
+    calibrate = awaitable(on_recall.calibrate)
+    live_recall = awaitable(on_recall.live_recall)
+    measure_recall = awaitable(on_recall.measure_recall)
     export = awaitable(on_files.export)
     import_file = awaitable(on_files.import_file)
 

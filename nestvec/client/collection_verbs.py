@@ -198,7 +198,7 @@ def search(
     "hybrid" by both, as `fusion` says; its dense side is the vector where one comes with the text. `filter` leaves
     only the records that match it: then always min(k, matching) hits, and the reply says how many matched.
     """
-    body = _query(
+    body = wire.query_out(
         k=k,
         filter=filter,
         recall=recall,
@@ -237,7 +237,7 @@ def search_batch(
 ) -> Operation[list[Hits]]:
     """`search` for many vectors [b, dims] or many texts (for a hybrid search, both), in one request."""
     inputs = _inputs(None if vectors is None else wire.vectors_out(vectors), texts)
-    options = _query(
+    options = wire.query_out(
         k=k,
         filter=filter,
         recall=recall,
@@ -268,16 +268,6 @@ def _inputs(vectors: list[bytes] | None, texts: Sequence[str] | None) -> list[di
     if len(vectors) != len(texts):
         raise InvalidInput(f"expected a text for each of {len(vectors)} vectors, got {len(texts)}")
     return [{"vector": vector, "text": text} for vector, text in zip(vectors, texts, strict=True)]
-
-
-def _query(**given: Any) -> dict[str, Any]:  # noqa: ANN401  (the arguments of search, whatever their types)
-    """The body of a query without its input, from the arguments of `search` that were given."""
-    body = {key: value for key, value in given.items() if value is not None}
-    if "filter" in body:
-        body["filter"] = wire.tree_out(body["filter"])
-    for key in {"plan", "fusion"} & body.keys():
-        body[key] = body[key].to_json()
-    return body
 
 
 def declare(self: CollectionTarget, fields: Fields, *, expected: str | None = None) -> Operation[None]:

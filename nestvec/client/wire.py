@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nestvec.client.steps import Call, Reply
+from nestvec.engine.explain import basis_from
 from nestvec.engine.filters.tree import Filter, FilterLike
 from nestvec.engine.plan import Plan
+from nestvec.engine.planner import Choice
 from nestvec.engine.record import CollectionInfo, FilterReport, Hit, Hits, Record, Vector
 from nestvec.engine.schema import CollectionConfig
 from nestvec.errors import InvalidInput, NestvecError
@@ -83,6 +85,16 @@ def tree_out(filter: FilterLike) -> Mapping[str, Any]:
     return filter.to_json() if isinstance(filter, Filter) else filter
 
 
+def query_out(**given: Any) -> dict[str, Any]:  # noqa: ANN401  (the arguments of search, whatever their types)
+    """The body of a query without its vector, from the arguments of `search` that were given."""
+    body = {key: value for key, value in given.items() if value is not None}
+    if "filter" in body:
+        body["filter"] = tree_out(body["filter"])
+    for key in {"plan", "fusion"} & body.keys():
+        body[key] = body[key].to_json()
+    return body
+
+
 def vector_out(vector: ArrayLike) -> bytes:
     """One vector as float32 bytes. Raises InvalidInput for what is no vector of numbers."""
     values = _numbers(vector)
@@ -139,7 +151,15 @@ def hits_in(data: Mapping[str, Any]) -> Hits:
     ]
     plan = None if data["plan"] is None else Plan.from_json(data["plan"])
     work, filter = known(Work, data["work"]), known(FilterReport, data["filter"])
-    return Hits(hits, plan, work, data["generation"], filter)
+    recall = data.get("recall")
+    choice = None if plan is None or recall is None else _choice_in(plan, recall)
+    return Hits(hits, plan, work, data["generation"], filter, choice)
+
+
+def _choice_in(plan: Plan, data: Mapping[str, Any]) -> Choice:
+    """What is promised of a plan. What it was expected to cost and what else was considered, `explain` tells."""
+    basis = None if data["basis"] is None else basis_from(data["basis"])
+    return Choice(plan, data["reason"], data["target"], data["estimate"], basis=basis, stale=data["stale"], k=data["k"])
 
 
 def info_in(data: Mapping[str, Any]) -> CollectionInfo:

@@ -466,24 +466,21 @@ def test_time_is_up_once_for_all_attempts(client: nestvec.Client, service: Servi
 NOT_REMOTE = {
     nestvec.Collection: {
         "build",
-        "calibrate",
-        "calibration",
         "close",
         "deleted",
         "fresh",
-        "explain",  # this and all about recall: once they have routes
         "import_batches",
-        "live_recall",
-        "measure_recall",
         "part",
         "reader",
         "verify",
         "warm",
-        "watch",
+        "watch",  # the service sees to it
+        "watched",
     },
     nestvec.Database: {
         "acquire_service_lock",
         "add_snapshot",
+        "damaged",  # /v1/info names them
         "jobs",
         "ledger",
         "opened",

@@ -356,3 +356,12 @@ def test_too_few_queries_and_no_index_say_so(built: Collection, tmp_path: Path) 
     small = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS)
     assert small.calibrate() is None
     assert small.calibration() is None
+
+
+def test_of_plans_that_are_sure_the_cheapest_is_taken_wherever_it_stands() -> None:
+    """A plan that finds too few rows is asked again with a wider one, and so may cost more than a careful one."""
+    calibration = a_calibration()
+    points = calibration.frontiers[0].points
+    dear = replace(points[2], micros=900.0)
+    calibration = replace(calibration, frontiers=(replace(calibration.frontiers[0], points=(*points[:2], dear)),))
+    assert choose(calibration, Goal(recall=0.9), Scope(10, 100_000, 100_000, 128)).plan == a_plan(0.2)

@@ -326,6 +326,7 @@ def test_a_collection_of_an_earlier_release_says_what_to_do(database: Database) 
     config = json.loads(connection.execute("SELECT value FROM meta WHERE key='config'").get)
     del config["bm25"], config["bm25_fields"]
     connection.execute("UPDATE meta SET value=? WHERE key='config'", (json.dumps(config),))
+    connection.execute("DELETE FROM meta WHERE key='facts_crc'")
     connection.close()
     with nestvec.open(database.path) as reopened:
         collection = reopened.create_collection("c", encoder="static", exist_ok=True)

@@ -183,7 +183,9 @@ def test_a_plan_that_finds_too_little_is_widened(tmp_path: Path) -> None:
         build(collection, vectors, "faiss", **FAISS)
         narrow = Plan("faiss", 1, shortlist=Cut(1000))
         hits = collection.search(vectors[0], k=1000, plan=narrow)
-        assert (len(hits), hits.plan) == (1000, Plan("exact"))
+        assert (len(hits), hits.plan) == (1000, Plan("faiss", 3, shortlist=Cut(3000)))
+        hits = collection.search(vectors[0], k=1000, plan=Plan("faiss", 1, (Stage(DIMS, 1000),), shortlist=Cut(1000)))
+        assert len(hits) == 1000
         deep = Plan("faiss", 24, (Stage(DIMS, 100),), shortlist=Cut(400))
         hits = collection.search(vectors[0], plan=deep)
         assert (hits.plan, ids(hits)) == (deep, ids(collection.search(vectors[0], exact=True)))

@@ -146,7 +146,24 @@ def test_with_chunking_live_recall_is_that_of_the_chunks_asked_for(
     made = nestvec.open(tmp_path / "db").create_collection(
         "c", encoder="static", chunking=nestvec.Chunking(8, 0), granularities=None
     )
-    words = "ash birch cedar elm fir hazel ivy juniper larch maple oak pine rowan spruce willow yew".split()
+    words = [
+        "ash",
+        "birch",
+        "cedar",
+        "elm",
+        "fir",
+        "hazel",
+        "ivy",
+        "juniper",
+        "larch",
+        "maple",
+        "oak",
+        "pine",
+        "rowan",
+        "spruce",
+        "willow",
+        "yew",
+    ]
     rng = np.random.default_rng(3)
     texts = [" ".join(rng.choice(words, 60)) for _ in range(700)]
     made.build([Batch(0, [f"d{i}" for i in range(700)], texts=texts)], calibrate=False)

@@ -47,15 +47,42 @@ def test_the_socket_answers_while_collections_are_warmed(
 
 
 def test_a_database_that_cannot_be_read_ends_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damaged(_: Collection) -> None:
-        raise Damaged("segments/1/vectors.bin", "fails its checksum")
+    def unreadable(_: Collection) -> None:
+        raise OSError("the disk is gone")
 
-    monkeypatch.setattr(Collection, "warm", damaged)
+    monkeypatch.setattr(Collection, "warm", unreadable)
     monkeypatch.delenv("NESTVEC_API_KEY", raising=False)
     with nestvec.open(tmp_path / "db") as database:
         database.create_collection("docs", dims=4)
-    with pytest.raises(Damaged, match="fails its checksum"):
+    with pytest.raises(OSError, match="the disk is gone"):
         serve(tmp_path / "db", Settings(port=0))
+
+
+def test_a_damaged_collection_leaves_the_others_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NESTVEC_API_KEY", raising=False)
+    with nestvec.open(tmp_path / "db") as database:
+        for name in ("broken", "whole"):
+            database.create_collection(name, dims=2).upsert([nestvec.Record("a", [1, 0])])
+        path = database.collection("broken").part.layout.catalog
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b'"metric": "cosine"')
+    data[at] ^= 1
+    path.write_bytes(data)
+    with nestvec.open(tmp_path / "db") as database, TestClient(create_app(database, Settings())) as client:
+        deadline = time.monotonic() + 10
+        while (reply := client.get("/readyz")).status_code != 200:
+            assert time.monotonic() < deadline
+        assert reply.json() == {"status": "degraded"}
+        assert client.get("/v1/info").json()["damaged"] == ["broken"]
+        assert [one["name"] for one in client.get("/v1/collections").json()["collections"]] == ["whole"]
+        query = {"vector": [1.0, 0.0], "k": 1}
+        assert len(client.post("/v1/collections/whole/query", json=query).json()["hits"]) == 1
+        refused = client.post("/v1/collections/broken/query", json=query)
+        assert (refused.status_code, refused.json()["code"]) == (500, "damaged")
+        with pytest.raises(Damaged, match="configuration fails its checksum"):
+            database.create_collection("broken", dims=2)
+        with pytest.raises(nestvec.NotFound):
+            database.collection("other")
 
 
 def test_a_missing_encoder_stops_only_text(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
