@@ -1,11 +1,12 @@
-# Nine words to know: setup demo test check serve bench-smoke bench-peers sanitize clean. Everything runs in .venv, made on first use.
+# Words to know: setup demo test check serve crash bench-smoke bench-peers bench-rest bench-promises sanitize clean. Everything runs in .venv,
+# made on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.nestvec-dev
 RUN := .venv/.nestvec-run
 DB ?= nestvec-data
 
-.PHONY: help setup demo test check serve bench-smoke bench-peers sanitize clean
+.PHONY: help setup demo test check serve crash bench-smoke bench-peers bench-rest bench-promises sanitize clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,7 +35,7 @@ demo: $(RUN)  ## build a collection from Python's own documentation, serve it, a
 
 test: $(STAMP)  ## every check and every test
 	$(MAKE) --no-print-directory check
-	$(BIN)/python -m pytest --ignore tests/house
+	$(BIN)/python -m pytest --ignore tests/house --numprocesses 2 --dist loadfile
 
 check: $(STAMP)  ## lint, types, layers, and the house's guards (packages, wheel)
 	$(BIN)/ruff check .
@@ -46,6 +47,9 @@ check: $(STAMP)  ## lint, types, layers, and the house's guards (packages, wheel
 serve: $(RUN)  ## serve $(DB) on loopback
 	$(BIN)/nestvec serve --db $(DB)
 
+crash: $(STAMP)  ## every fault suite in full: kills, failing calls, power cuts, damage, full disks (1 hour)
+	NESTVEC_FAULTS=long $(BIN)/python -m pytest tests/faults tests/crash tests/property tests/stores -s
+
 bench-smoke: $(STAMP)  ## a recall/latency sweep on a few thousand real vectors, within a minute
 	$(BIN)/nestvec bench --smoke --out bench-out
 
@@ -56,6 +60,14 @@ VECTORS = $(if $(BASE),--base $(BASE) --queries $(QUERIES) $(if $(TRUTH),--truth
 bench-peers: $(STAMP)  ## nestvec beside other libraries (BASE= QUERIES= TRUTH=): 2 hours for a million rows
 	$(BIN)/nestvec bench --setup-peers --systems $(PEERS)
 	$(BIN)/nestvec bench $(VECTORS) --suite medium --systems soar-reader,soar,$(PEERS) --out bench-out/peers
+
+bench-rest: $(STAMP)  ## requests a second over REST beside a bare route and the call in process (BASE= QUERIES=)
+	$(BIN)/python -m nestvec.benchmarks.rest --base $(BASE) --queries $(QUERIES)
+
+METRIC ?= cosine
+
+bench-promises: $(STAMP)  ## whether the promised recall is true of unseen queries, and what it costs (BASE= QUERIES= METRIC=)
+	$(BIN)/python -m nestvec.benchmarks.promises --base $(BASE) --queries $(QUERIES) --metric $(METRIC)
 
 sanitize: $(STAMP)  ## the kernels' tests on a build with the address and undefined-behaviour sanitizers
 	$(BIN)/python scripts/sanitize.py

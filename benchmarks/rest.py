@@ -195,7 +195,7 @@ def build(directory: Path, vectors: F32, tiles: int) -> Path:
     """A database with one collection "rest" of these vectors, each repeated `tiles` times, with small payloads."""
     with nestvec.open(directory, create=True) as database:
         collection = database.create_collection("rest", dims=vectors.shape[1] * tiles, metric="cosine", dtype="float16")
-        collection.build(
+        batches = (
             nestvec.Batch(
                 start,
                 vectors=np.tile(vectors[start : start + _BATCH], (1, tiles)),
@@ -203,6 +203,8 @@ def build(directory: Path, vectors: F32, tiles: int) -> Path:
             )
             for start in range(0, len(vectors), _BATCH)
         )
+        # A nested embedding needs no rotation, and tiles are not what one should be chosen by.
+        collection.build(batches, rotate="none")
     return directory
 
 

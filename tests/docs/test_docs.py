@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shlex
-import signal
-import socket
 import subprocess
 import sys
-import time
 import tomllib
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/LOG.md")
+PAGES = (
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/LOG.md",
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md")),
+)  # fmt: skip
+
+Serve = Callable[[str, Path, dict[str, str]], AbstractContextManager[None]]
 
 
 def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as they are made where Markdown is shown."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_resolve(page: str) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
-        if "://" not in target:
-            assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+    for target in re.findall(r"\]\(([^)\s]+)", (ROOT / page).read_text()):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (ROOT / page).parent / path if path else ROOT / page
+        assert linked.exists(), f"{page} links to {target}"
+        assert not anchor or anchor in anchors(linked), f"{page} links to {target}"
+
+
+def test_every_page_and_example_is_listed() -> None:
+    listed = (ROOT / "docs" / "README.md").read_text()
+    for path in [*(ROOT / "docs").glob("[!R]*.md"), *(ROOT / "examples").glob("*.py")]:
+        assert f"({path.name})" in listed or f"/{path.name})" in listed, f"docs/README.md says nothing of {path.name}"
 
 
 def test_every_path_in_the_map_of_the_tree_exists() -> None:
@@ -63,30 +79,20 @@ def test_the_python_snippet_runs(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+def shelf(
+    tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], served: Serve
+) -> Iterator[tuple[Path, dict[str, str]]]:
     """A folder where the README's CLI lines have run, with the server of its last line up."""
     folder = tmp_path_factory.mktemp("readme")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "NESTVEC_PORT": str(port)}
     _two_commands, cli, _rest = blocks("README.md", "sh")
     *commands, serve = [line for line in cli.splitlines() if line and not line.startswith("#")]
     for line in commands:
-        done = subprocess.run(["bash", "-c", line], cwd=folder, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-    with subprocess.Popen(shlex.split(serve), cwd=folder, env=env) as server:
-        try:
-            for _ in range(200):
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1).close()
-                    break
-                except OSError:
-                    time.sleep(0.1)
-            yield folder, env
-        finally:
-            server.send_signal(signal.SIGTERM)
-            assert server.wait(20) == 0
+    with served(serve, folder, environment):
+        yield folder, environment
 
 
 def test_the_cli_and_rest_tours_run(shelf: tuple[Path, dict[str, str]]) -> None:
