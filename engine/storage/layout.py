@@ -69,6 +69,8 @@ class Layout:
             generations = {str(row[0]) for row in connection.execute("SELECT generation FROM generation")}
             postings = {f"{row[0]}-{row[1]}" for row in connection.execute("SELECT generation, segment FROM postings")}
             self._check_listed(connection, segments)
+        if not all(path.is_dir() for path in (self.segments, self.generations, self.postings)):
+            self.create()
         files.sweep_temporary(self.root)
         files.sweep(self.segments, segments)
         files.sweep(self.generations, generations)
@@ -81,6 +83,7 @@ class Layout:
                 raise Damaged(str(self.segment(int(number))), "is listed in the catalog and missing")
         for table, home in (("segment", self.segments), ("generation", self.generations)):
             last = last_number(connection, table)
-            newest = max((int(name) for name in os.listdir(home) if name.isdigit()), default=0)
+            held = os.listdir(home) if home.is_dir() else []  # archives and object stores drop empty directories
+            newest = max((int(name) for name in held if name.isdigit()), default=0)
             if newest > last + 1:
                 raise Damaged(str(self.catalog), f"is older than {home / str(newest)}: it knows {table}s up to {last}")
