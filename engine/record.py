@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,8 @@ from nestvec.engine.schema import CollectionConfig
 from nestvec.index.work import Work
 
 Vector = NDArray[np.float32]
+
+_PAYLOADS = msgspec.json.Decoder(dict[str, Any] | None)
 
 
 @dataclass(eq=False)
@@ -80,7 +83,8 @@ class Hit:
 
 def payload_of(stored: bytes) -> dict[str, Any] | None:
     """A payload from its stored form, which is JSON."""
-    return None if stored == b"null" else cast("dict[str, Any]", json.loads(stored))
+    payload: dict[str, Any] | None = _PAYLOADS.decode(stored)
+    return payload
 
 
 @dataclass(frozen=True)
