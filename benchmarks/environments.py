@@ -14,8 +14,6 @@ from pathlib import Path
 from nestvec.benchmarks.systems import System
 from nestvec.errors import NestvecError
 
-DEFAULT_FOLDER = Path("bench-envs")
-
 
 def python_of(system: System, folder: Path) -> Path:
     """The interpreter that can run `system`: its environment under `folder`, else this one if it has the packages.

@@ -99,10 +99,10 @@ class Scope:
         return self.matching / self.rows if self.rows else 1.0
 
 
-def choose(calibration: Calibration, goal: Goal, scope: Scope, default_recall: float = DEFAULT_RECALL) -> Choice:
+def choose(calibration: Calibration, goal: Goal, scope: Scope) -> Choice:
     """The cheapest plan that meets the goal."""
     budget = goal.budget_ms is not None or goal.budget_bytes is not None
-    target = None if budget else goal.recall or default_recall
+    target = None if budget else goal.recall or DEFAULT_RECALL
     exact = _exact(calibration, scope, target)
     corners = _corners(calibration, scope)
     if not corners:

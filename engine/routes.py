@@ -65,11 +65,6 @@ def require(route: str) -> None:
         scann.library()
 
 
-def route_of(model: Model) -> str:
-    """The route that a model serves."""
-    return SOAR if isinstance(model, SoarModel) else model.route
-
-
 def lists_of(model: Model) -> int:
     """Lists that the model files rows in; 0: none."""
     return model.config.partitions if isinstance(model, SoarModel) else model.lists

@@ -116,12 +116,7 @@ async def _service(request: Request) -> Service:
     return cast(Service, request.app.state.service)
 
 
-async def _body(request: Request) -> bytes:
-    return await request.body()
-
-
 TheService = Annotated[Service, Depends(_service)]
-RawBody = Annotated[bytes, Depends(_body)]
 CollectionName = Annotated[
     str, Path(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", max_length=63, description="Name of the collection.")
 ]

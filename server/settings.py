@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from nestvec.engine.cores import cores
 from nestvec.engine.filters.tree import MAX_CONDITIONS
 from nestvec.engine.monitor import DEFAULT_SHARE
 from nestvec.engine.plan import MAX_K
@@ -22,13 +22,9 @@ LIMITS = (
 """The settings that `/v1/info` publishes: what a client may run into."""
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _share_of_cores(given: dict[str, Any]) -> int:
     workers: int = given.get("workers", 1)
-    return max(1, _cores() // workers)
+    return max(1, cores() // workers)
 
 
 class Settings(BaseSettings):

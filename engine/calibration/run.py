@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import apsw
 import numpy as np
 
@@ -12,6 +10,7 @@ from nestvec.engine.calibration.points import Calibration
 from nestvec.engine.calibration.queries import CalibrationQueries, document_queries, given_queries, text_queries
 from nestvec.engine.calibration.store import write_calibration
 from nestvec.engine.coordinates import F32
+from nestvec.engine.cores import cores
 from nestvec.engine.maintenance import Part
 from nestvec.engine.plan import MIN_ROWS_FOR_SOAR
 from nestvec.engine.progress import Progress
@@ -62,7 +61,6 @@ def _ground(part: Part, snapshot: Snapshot, queries: CalibrationQueries) -> Grou
     allowed = [np.ones(view.segment.rows, np.bool_) if view.live is None else view.live.copy() for view in views]
     for view, mask in zip(views, allowed, strict=True):
         mask[view.segment.find(queries.held_out)[1]] = False
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     config = part.config
     return Ground(
         views,
@@ -72,5 +70,5 @@ def _ground(part: Part, snapshot: Snapshot, queries: CalibrationQueries) -> Grou
         config.granularities,
         config.dims * np.dtype(config.dtype).itemsize,
         snapshot.rows,
-        threads,
+        cores(),
     )
