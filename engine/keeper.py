@@ -127,6 +127,18 @@ class SnapshotKeeper:
             if attempt == _RETRIES - 1:
                 raise Damaged(str(error.filename), "is listed in the catalog and missing") from error
             return None
+        except Damaged:
+            if attempt == _RETRIES - 1 or not self._overtaken(connection):
+                raise
+            return None
+
+    def _overtaken(self, connection: apsw.Connection) -> bool:
+        """Whether the catalog has moved past this transaction, so that its files may already be half removed."""
+        newer = self._catalog.pin()
+        try:
+            return catalog.read_state(newer).epoch != catalog.read_state(connection).epoch
+        finally:
+            self._catalog.unpin(newer)
 
     def _restless(self) -> Damaged:
         return Damaged(str(self._layout.root), "changed faster than it could be read")

@@ -467,3 +467,31 @@ def test_four_processes_lose_nothing_and_see_each_other_at_once(tmp_path: Path) 
             assert collection.count() == 399
             theirs.seal()
             assert len(collection.search(some(1)[0], k=1000)) == 399
+
+
+def test_a_segment_that_is_half_removed_under_a_reader_is_not_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compaction in another process deletes the files of old segments one by one."""
+    from nestvec.engine import keeper
+
+    with nestvec.open(tmp_path / "db") as database, nestvec.open(tmp_path / "db") as other:
+        collection = database.create_collection("c", dims=DIMS)
+        for start in (0, 50):
+            collection.upsert(records(some(50, start), start))
+            collection.seal()
+        real, moments = keeper.open_segment, list[Path]()
+
+        def raced(directory: Path, *rest: object) -> object:
+            if not moments:
+                moments.append(directory)
+                manifest = (directory / "manifest.json").read_bytes()
+                with ThreadPoolExecutor(1) as apart:
+                    apart.submit(collection.compact).result(30)
+                directory.mkdir()
+                (directory / "manifest.json").write_bytes(manifest)
+            return real(directory, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(keeper, "open_segment", raced)
+        assert len(other.collection("c").search(some(1)[0], k=200)) == 100
+        assert moments
