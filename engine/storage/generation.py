@@ -151,15 +151,19 @@ def open_postings(path: Path, manifest_crc: int, model: Model, room: int) -> Fir
     if not isinstance(model, SoarModel):
         return library_index.read(path, POSTINGS_KIND, manifest_crc, model)
     facts, arrays = files.read_arrays(path, POSTINGS_KIND, manifest_crc)
-    if sum(array.nbytes for array in arrays.values()) <= room:
+    fits = sum(array.nbytes for array in arrays.values()) <= room
+    codes, bias = arrays.pop(_RESCORE, None), arrays.pop(_RESCORE_BIAS, None)
+    if fits:
         arrays = {name: files.resident(array) for name, array in arrays.items()}
-    rescore, bias = arrays.pop(_RESCORE, None), arrays.pop(_RESCORE_BIAS, None)
     try:
-        return SoarIndex(
-            model, store.postings_from(facts, arrays), None if rescore is None else RescoreRows(rescore, bias)
-        )
+        rescore = None if codes is None else RescoreRows(codes, bias)
+        index = SoarIndex(model, store.postings_from(facts, arrays), rescore)
     except InvalidInput as error:
         raise Damaged(str(path), str(error)) from error
+    if fits and codes is not None:
+        index.gather()
+        files.release(codes)
+    return index
 
 
 def share_files() -> None:

@@ -46,9 +46,10 @@ def backend() -> str:
 if TYPE_CHECKING or _backend == "numpy":
     from nestvec.index.kernels.reference import band_scores
     from nestvec.index.kernels.reference_encode import encode, encode_aware, pack
-    from nestvec.index.kernels.reference_search import Model, Plan, Searcher, Segment, resident
+    from nestvec.index.kernels.reference_search import GatheredRows, Model, Plan, Searcher, Segment, resident
 else:
     from nestvec.index.kernels.native import (
+        GatheredRows,
         Model,
         Plan,
         Searcher,
@@ -63,6 +64,7 @@ else:
     native.use_isa(_backend)
 
 __all__ = [
+    "GatheredRows",
     "Model",
     "Plan",
     "Searcher",

@@ -227,9 +227,14 @@ py::array resident(const py::array& array) {
 void bind_search(py::module_& module) {
     py::class_<ModelHolder>(module, "Model")
         .def(py::init<bool, py::ssize_t, const py::array&, double, py::array, const py::array&, py::array, double, py::array>());
+    py::class_<GatheredHolder, std::shared_ptr<GatheredHolder>>(module, "GatheredRows")
+        .def(py::init<const py::array&, const py::array&, const py::array&, const py::array&, const std::optional<py::array>&>());
     py::class_<SegmentHolder>(module, "Segment")
         .def(py::init<py::array, py::array, py::array, py::array, double, double, std::optional<py::array>,
-                      std::optional<py::array>, py::array, py::array, std::optional<py::array>>())
+                      std::optional<py::array>, py::array, py::array, std::optional<py::array>,
+                      std::shared_ptr<GatheredHolder>>(),
+             py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(), py::arg(),
+             py::arg(), py::arg("gathered") = nullptr)
         .def("with_allowed", &SegmentHolder::with_allowed);
     py::class_<PlanHolder>(module, "Plan")
         .def(py::init<py::ssize_t, double, py::ssize_t, double,

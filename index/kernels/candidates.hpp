@@ -93,16 +93,17 @@ class Candidates {
         last_.added(counts_, deficit, keys_.size());
     }
 
-    // The kept: within the limit, and the best `keep` of them by (deficit, key). Order is free.
-    void cut(size_t keep, std::vector<uint64_t>& kept, std::vector<uint64_t>& order) {
+    // The kept: within the limit, and the best `keep` of them by (deficit, name of the key). Order is free.
+    template <class Name>
+    void cut(size_t keep, const Name& name, std::vector<uint64_t>& kept, std::vector<uint64_t>& order) {
         const uint32_t limit = this->limit();
         kept.clear();
         order.clear();
         for (size_t i = 0; i < keys_.size(); ++i)
             if (deficits_[i] <= limit) order.push_back(i);
         if (order.size() > keep) {
-            const auto worse = [this](uint64_t a, uint64_t b) {
-                return deficits_[a] != deficits_[b] ? deficits_[a] < deficits_[b] : keys_[a] < keys_[b];
+            const auto worse = [&](uint64_t a, uint64_t b) {
+                return deficits_[a] != deficits_[b] ? deficits_[a] < deficits_[b] : name(keys_[a]) < name(keys_[b]);
             };
             std::nth_element(order.begin(), order.begin() + (keep - 1), order.end(), worse);
             order.resize(keep);
@@ -128,7 +129,7 @@ class Candidates {
         for (size_t i = 0; i < keys_.size(); ++i) *find(keys_[i]) = Slot{keys_[i], epoch_, uint32_t(i)};
     }
 
-    std::vector<uint64_t> keys_;      // segment << 32 | row
+    std::vector<uint64_t> keys_;      // segment << 32 | place
     std::vector<uint32_t> deficits_;  // beside keys_
     std::vector<uint32_t> counts_;    // candidates by deficit
     std::vector<Slot> slots_;

@@ -6,6 +6,7 @@
 namespace nestvec {
 
 constexpr size_t kTogether = 4;  // queries of a batch that read the centroids together
+constexpr size_t kRowsAhead = 32;  // int8 rows fetched ahead
 constexpr size_t kTile = 128;  // centroids scored together: their codes lie one after another
 
 struct Primitives {
@@ -29,8 +30,10 @@ struct Primitives {
     // Positions and values, ascending, of the deficits that are at most `limit`; how many. `out` may be `deficits`.
     size_t (*pick)(const uint8_t* deficits, size_t n, uint8_t limit, uint32_t* positions, uint8_t* out);
 
-    // sum of row[j] * (64 * high[j] + low[j]) over n bytes, n a multiple of 64, modulo 2^32.
-    uint32_t (*row_dot)(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n);
+    // sums[i] += the sum of rows[i][j] * (64 * high[j] + low[j]) over n bytes, n a multiple of 64, modulo 2^32. Rows lie
+    // anywhere: kRowsAhead of them are being fetched.
+    void (*add_dots)(const uint8_t* const* rows, size_t count, const int8_t* high, const int8_t* low, size_t n,
+                     uint32_t* sums);
 
     // Tables of one query: products [16] of each block, their greatest and least.
     void (*products)(const float* query, const float* transposed, size_t blocks, size_t width, float factor,
@@ -80,6 +83,13 @@ NESTVEC_INLINE void products_loop(const float* query, const float* transposed, s
         greatest[m] = most;
         least[m] = fewest;
     }
+}
+
+// Fetches n bytes of the row to be added kRowsAhead after row i; with row 0, of all before it too.
+NESTVEC_INLINE void fetch_ahead(const uint8_t* const* rows, size_t i, size_t count, size_t n) {
+    const size_t end = i + kRowsAhead < count ? i + kRowsAhead + 1 : count;
+    for (size_t next = i == 0 ? 0 : i + kRowsAhead; next < end; ++next)
+        for (size_t byte = 0; byte < n; byte += 64) NESTVEC_PREFETCH(rows[next] + byte);
 }
 
 // Adds `by` to each of `count` numbers, which a call on the rest of an array counted from its own start; `count`.

@@ -109,7 +109,7 @@ NESTVEC_AVX2 size_t pick(const uint8_t* deficits, size_t n, uint8_t limit, uint3
     return found + shifted(positions + found, rest, j);
 }
 
-NESTVEC_AVX2 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
+NESTVEC_AVX2 NESTVEC_INLINE uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
     __m256i sums = _mm256_setzero_si256();
     for (size_t j = 0; j < n; j += 16) {
         const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(row + j)));
@@ -120,6 +120,14 @@ NESTVEC_AVX2 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
     return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+
+NESTVEC_AVX2 void add_dots(const uint8_t* const* rows, size_t count, const int8_t* high, const int8_t* low, size_t n,
+                           uint32_t* sums) {
+    for (size_t i = 0; i < count; ++i) {
+        fetch_ahead(rows, i, count, n);
+        sums[i] += row_dot(rows[i], high, low, n);
+    }
 }
 
 NESTVEC_AVX2 void products(const float* q, const float* t, size_t blocks, size_t width, float f, float* o, float* g,
@@ -233,7 +241,7 @@ NESTVEC_AVX2 void squares(const float* a, const float* b, size_t n, double* lane
     portable().squares(a + j, b + j, n - j, lanes);
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
+constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares};
 
 }  // namespace
 

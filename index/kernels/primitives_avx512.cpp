@@ -141,7 +141,7 @@ NESTVEC_AVX512 size_t pick(const uint8_t* deficits, size_t n, uint8_t limit, uin
     return found + shifted(positions + found, rest, j);
 }
 
-NESTVEC_AVX512 uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
+NESTVEC_AVX512 NESTVEC_INLINE uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size_t n) {
     __m512i coarse = _mm512_setzero_si512(), fine = coarse;
     for (size_t j = 0; j < n; j += 64) {
         const __m512i x = _mm512_loadu_si512(row + j);
@@ -153,6 +153,14 @@ NESTVEC_AVX512 uint32_t row_dot(const uint8_t* row, const int8_t* high, const in
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
     return uint32_t(_mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1))));
+}
+
+NESTVEC_AVX512 void add_dots(const uint8_t* const* rows, size_t count, const int8_t* high, const int8_t* low, size_t n,
+                             uint32_t* sums) {
+    for (size_t i = 0; i < count; ++i) {
+        fetch_ahead(rows, i, count, n);
+        sums[i] += row_dot(rows[i], high, low, n);
+    }
 }
 
 NESTVEC_AVX512 void products(const float* query, const float* transposed, size_t blocks, size_t width,
@@ -251,7 +259,7 @@ NESTVEC_AVX512 void squares(const float* a, const float* b, size_t n, double* la
     portable().squares(a + j, b + j, n - j, lanes);
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
+constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares};
 
 }  // namespace
 

@@ -73,6 +73,14 @@ uint32_t row_dot(const uint8_t* row, const int8_t* high, const int8_t* low, size
     return sum;
 }
 
+void add_dots(const uint8_t* const* rows, size_t count, const int8_t* high, const int8_t* low, size_t n,
+              uint32_t* sums) {
+    for (size_t i = 0; i < count; ++i) {
+        fetch_ahead(rows, i, count, n);
+        sums[i] += row_dot(rows[i], high, low, n);
+    }
+}
+
 void products(const float* q, const float* t, size_t blocks, size_t width, float f, float* o, float* g,
                        float* l) {
     products_loop(q, t, blocks, width, f, o, g, l);
@@ -128,7 +136,7 @@ void squares(const float* a, const float* b, size_t n, double* lanes) {
     }
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, row_dot, products, entries, peak, quantise, split, list_scores, at_least, squares};
+constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares};
 
 }  // namespace
 

@@ -5,9 +5,9 @@
 
 namespace nestvec {
 
-// What the list before found, its rows not looked at yet; positions and deficits are in the scratch.
+// What the list before found, its places not looked at yet; positions and deficits are in the scratch.
 struct Pending {
-    const uint32_t* rows;
+    const uint32_t* places;
     size_t found;
     uint32_t offset;
     size_t segment;
@@ -21,7 +21,7 @@ struct Searcher::Query {
     const Route& route;
     const uint64_t* lists;  // route.lists keys: score and number, best first
     float inverse = 0;      // table steps per score
-    size_t rows = 0;        // alive, their keys in s.keys once the lists are scanned
+    size_t rows = 0;        // alive, their keys in s.keys once the lists are scanned: segment and place, then row
     size_t block = 0;       // of the schedule, next to sum
     int64_t codes = 0;      // summed
     float factor8 = 0;      // of int8 sums

@@ -87,12 +87,37 @@ class Model:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class GatheredRows:
+    """The int8 rows of a segment for a `Segment` to read in place of its own; arrays as there.
+
+    They are kept. The C++ one copies them into memory, those of a list together: no result changes.
+    """
+
+    offsets: Int64
+    counts: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.uint32]
+    rescore: npt.NDArray[np.uint8]
+    rescore_bias: Float32 | None
+
+    def __post_init__(self) -> None:
+        check_array(self.rescore, "rescore", [np.uint8], (-1, -1))
+        check_array(self.rows, "rows", [np.uint32], (-1,))
+        check_array(self.counts, "counts", [np.int32], (-1,))
+        check_array(self.offsets, "offsets", [np.int64], (len(self.counts) + 1,))
+        if self.rescore_bias is not None:
+            check_array(self.rescore_bias, "rescore_bias", [np.float32], (len(self.rescore),))
+            check_finite(self.rescore_bias, "rescore_bias")
+        check_lists(self.offsets, self.counts, self.rows, len(self.rescore))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Segment:
     """n rows: their posting lists, int8 rows, vectors and sequence numbers. The arrays are kept, not copied.
 
     codes u8 [blocks, pairs, 128], offsets i64 [P + 1], counts i32 [P], rows u32 [128 * blocks] are as in Postings;
     rescore u8 [n, rd] and rescore_bias f32 [n] (l2 only) as in RescoreRows; vectors f16 or f32 [n, dims], which may be
-    a memory map; seqs i64 [n]; allowed bool or u8 [n]: rows where it is 0 are never found.
+    a memory map; seqs i64 [n]; allowed bool or u8 [n]: rows where it is 0 are never found. `gathered`, of the same
+    lists and rows, stands in place of rescore and rescore_bias.
     """
 
     codes: npt.NDArray[np.uint8]
@@ -106,6 +131,7 @@ class Segment:
     vectors: Float32 | npt.NDArray[np.float16]
     seqs: Int64
     allowed: npt.NDArray[np.bool_] | npt.NDArray[np.uint8] | None
+    gathered: GatheredRows | None = None
 
     def __post_init__(self) -> None:
         check_array(self.codes, "codes", [np.uint8], (-1, -1, BLOCK))
@@ -125,6 +151,19 @@ class Segment:
         check_finite(np.float32(self.bias_top), "bias_top")
         check_scale(self.bias_step, "bias_step", zero=True)
         check_lists(self.offsets, self.counts, self.rows, n)
+        if self.gathered is not None:
+            self._use_gathered(self.gathered, n)
+
+    def _use_gathered(self, gathered: GatheredRows, n: int) -> None:
+        found = len(gathered.rescore), len(gathered.rows)
+        if self.rescore is not None or self.rescore_bias is not None or found != (n, len(self.rows)):
+            raise ValueError(
+                f"gathered int8 rows stand in place of rescore and rescore_bias, for the same {n} rows in "
+                f"{len(self.rows)} postings; got {found[0]} in {found[1]}"
+            )
+        object.__setattr__(self, "rescore", gathered.rescore)
+        object.__setattr__(self, "rescore_bias", gathered.rescore_bias)
+        object.__setattr__(self, "gathered", None)
 
     def with_allowed(self, allowed: npt.NDArray[np.bool_] | npt.NDArray[np.uint8] | None) -> Segment:
         """The same segment with another mask, as after a deletion."""

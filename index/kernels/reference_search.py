@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from nestvec.index.kernels.checks import BLOCK, Array, check_array, check_count
 from nestvec.index.kernels.reference import band_scores, steps, sum_by_lanes
-from nestvec.index.kernels.reference_model import Float32, Int64, Model, Plan, Segment
+from nestvec.index.kernels.reference_model import Float32, GatheredRows, Int64, Model, Plan, Segment
 
 POSTINGS_PER_HIT = 4  # that the lists must hold, whatever the margin: a cut needs something to choose from
 DEFICIT_AT_MIDDLE = 160  # where the middle of the estimates' range falls among a deficit's 0 to 255
@@ -334,4 +334,4 @@ def resident(array: Array) -> Array:
     return array
 
 
-__all__ = ["Model", "Plan", "Searcher", "Segment", "resident"]
+__all__ = ["GatheredRows", "Model", "Plan", "Searcher", "Segment", "resident"]

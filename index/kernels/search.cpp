@@ -131,12 +131,12 @@ void Searcher::make_tables(Query& query) const {
 // ---- scan -------------------------------------------------------------------------------------------------------
 
 // The k-th least deficit of a first list, while there is nothing to compare with; 255 where it has fewer rows.
-uint32_t Searcher::kth_least(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const {
+uint32_t Searcher::kth_least(const Query& query, const Segment& segment, const uint32_t* places, size_t count) const {
     const uint8_t* deficits = query.s.deficits.data();
     uint32_t low = 0, high = 255;  // it lies between
     if (segment.allowed) {
         uint32_t counts[256] = {};
-        for (size_t j = 0; j < count; ++j) counts[deficits[j]] += segment.allowed[rows[j]] != 0;
+        for (size_t j = 0; j < count; ++j) counts[deficits[j]] += segment.allowed[segment.row(places[j])] != 0;
         for (size_t sum = counts[0]; sum < query.k && low < high;) sum += counts[++low];
         return low;
     }
@@ -163,7 +163,7 @@ void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
     const uint8_t* codes = segment.codes + start * segment.pairs;
     const uint8_t* const* ahead = s.blocks.data() + query.block;
     query.block += blocks;
-    const uint32_t* rows = segment.rows + start;
+    const uint32_t* places = segment.places + start;
     uint32_t* positions = sized(s.positions, blocks * kBlock);
     uint8_t* deficits = sized(s.deficits, blocks * kBlock);
     size_t found;
@@ -175,29 +175,29 @@ void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
     } else {
         admit(query);
         primitives_.sum_blocks(codes, blocks, segment.pairs, s.tables.data(), ahead, deficits);
-        const uint32_t limit = kth_least(query, segment, rows, count) + s.candidates.margin();
+        const uint32_t limit = kth_least(query, segment, places, count) + s.candidates.margin();
         found = primitives_.pick(deficits, count, uint8_t(std::min<uint32_t>(limit, 255)), positions, deficits);
     }
     while (found > 0 && positions[found - 1] >= count) --found;  // padding follows the last posting
-    for (size_t i = 0; i < found; ++i) NESTVEC_PREFETCH(rows + positions[i]);
+    for (size_t i = 0; i < found; ++i) NESTVEC_PREFETCH(places + positions[i]);
     admit(query);
     s.positions.swap(s.pending_positions);
     s.deficits.swap(s.pending_deficits);
-    query.pending = Pending{rows, found, offset, number};
+    query.pending = Pending{places, found, offset, number};
     if (!s.candidates.enough()) admit(query);
 }
 
-// Adds what the list before found: by now the numbers of its rows, fetched then, have arrived.
+// Adds what the list before found: by now the places of its rows, fetched then, have arrived.
 void Searcher::admit(Query& query) const {
     Scratch& s = query.s;
     const Pending& pending = query.pending;
     if (pending.found == 0) return;
-    const uint8_t* allowed = segments_[pending.segment].allowed;
+    const Segment& segment = segments_[pending.segment];
     const uint64_t high = uint64_t(pending.segment) << 32;
     for (size_t i = 0; i < pending.found; ++i) {
-        const uint32_t row = pending.rows[s.pending_positions[i]], deficit = pending.offset + s.pending_deficits[i];
-        if (deficit > s.candidates.limit() || (allowed && !allowed[row])) continue;
-        s.candidates.add(high | row, deficit);
+        const uint32_t place = pending.places[s.pending_positions[i]], deficit = pending.offset + s.pending_deficits[i];
+        if (deficit > s.candidates.limit() || (segment.allowed && !segment.allowed[segment.row(place)])) continue;
+        s.candidates.add(high | place, deficit);
     }
     query.pending.found = 0;
 }
@@ -229,6 +229,11 @@ void Searcher::make_bias_table(Query& query, float step) const {
     }
 }
 
+// segment << 32 | row of segment << 32 | place.
+uint64_t Searcher::row_key(uint64_t key) const {
+    return (key >> 32 << 32) | segments_[size_t(key >> 32)].row(uint32_t(key));
+}
+
 void Searcher::scan(Query& query) const {
     Scratch& s = query.s;
     const float reach = std::floor(query.plan.margin * query.route.unit * query.inverse), most = float(1 << 20);
@@ -243,7 +248,7 @@ void Searcher::scan(Query& query) const {
             scan_list(query, query.lists[i], number);
         }
     admit(query);
-    s.candidates.cut(keep, s.keys, s.order);
+    s.candidates.cut(keep, [this](uint64_t key) { return row_key(key); }, s.keys, s.order);
     query.rows = s.keys.size();
 }
 
@@ -279,7 +284,8 @@ void Searcher::answer(const float* vector, size_t k, const Plan& plan, const Rou
     bool stored = false;
     const auto start_stored = [&] {
         stored = true;
-        std::sort(s.keys.begin(), s.keys.begin() + query.rows);  // by segment, and along memory
+        for (size_t i = 0; i < query.rows; ++i) s.keys[i] = row_key(s.keys[i]);
+        if (segments_.size() > 1) std::sort(s.keys.begin(), s.keys.begin() + query.rows);  // those of a segment together
         double* query64 = sized(s.query64, model_.dims);
         std::copy(vector, vector + model_.dims, query64);
         std::fill_n(sized(s.totals, query.rows), query.rows, 0.0);

@@ -28,15 +28,18 @@ struct Segment {
     size_t pairs;
     const int64_t* offsets;
     const int32_t* counts;
-    const uint32_t* rows;
+    const uint32_t* places;     // of the postings: where their int8 rows lie
+    const uint32_t* row_at;     // [n]: the row of each place, or null where int8 rows lie in order of rows
     float bias_top, bias_step;
-    const uint8_t* rescore;     // [n, rescore_dims], or null
-    const float* rescore_bias;  // [n], "l2" only
+    const uint8_t* rescore;     // [n, rescore_dims], by place, or null
+    const float* rescore_bias;  // [n], by place, "l2" only
     const void* vectors;        // [n, dims] of float or Half
     bool half;
     const int64_t* seqs;
     const uint8_t* allowed;  // [n], or null
     size_t n;
+
+    uint32_t row(uint32_t place) const { return row_at ? row_at[place] : place; }
 };
 
 struct Stage {
@@ -68,12 +71,13 @@ struct Hit {
 // Buffers of one thread; they grow to what its queries need and stay.
 struct Scratch {
     std::vector<int8_t> query8, high, low;
-    std::vector<int32_t> dots, sums;
+    std::vector<int32_t> dots;
+    std::vector<uint32_t> sums;
     std::vector<float> scores, products, greatest, least, weights, row_scores, sorted;
     std::vector<uint64_t> lists, keys, order;
     std::vector<uint8_t> tables, deficits, pending_deficits;
     std::vector<uint32_t> positions, pending_positions;
-    std::vector<const uint8_t*> blocks;
+    std::vector<const uint8_t*> blocks, addresses;
     std::vector<double> query64, totals, squares;
     std::vector<int64_t> rows;
     std::vector<Hit> hits;
@@ -111,7 +115,8 @@ class Searcher {
     void make_bias_table(Query& query, float step) const;
     void weigh(Query& query) const;
     void scan(Query& query) const;
-    uint32_t kth_least(const Query& query, const Segment& segment, const uint32_t* rows, size_t count) const;
+    uint64_t row_key(uint64_t key) const;
+    uint32_t kth_least(const Query& query, const Segment& segment, const uint32_t* places, size_t count) const;
     void scan_list(Query& query, uint64_t key, size_t number) const;
     void admit(Query& query) const;
     void int8_stage(Query& query, const Stage& stage, size_t from) const;

@@ -10,12 +10,11 @@ namespace nestvec {
 namespace {
 
 constexpr float kWeightSteps = 8000.0f;  // 64 * 125: high parts stay within a signed byte
-constexpr size_t kRowsAhead = 16;        // int8 rows fetched ahead
 
 // Keeps the best `keep` of the scored keys, and of those what is within `margin` of the k-th best: `move(to, from)` is
-// called for each of them, to the front. Returns how many.
-template <class Move>
-size_t cut(const float* scores, const uint64_t* keys, size_t n, size_t k, size_t keep, float margin,
+// called for each of them, to the front. Equal scores go by `name(key)`. Returns how many.
+template <class Name, class Move>
+size_t cut(const float* scores, const uint64_t* keys, const Name& name, size_t n, size_t k, size_t keep, float margin,
            std::vector<float>& sorted, std::vector<uint64_t>& order, const Move& move) {
     if (n == 0) return 0;
     float* copy = sized(sorted, n);
@@ -28,7 +27,7 @@ size_t cut(const float* scores, const uint64_t* keys, size_t n, size_t k, size_t
         if (!(scores[i] < least)) order.push_back(i);
     if (order.size() > keep) {
         const auto better = [&](uint64_t a, uint64_t b) {
-            return scores[a] != scores[b] ? scores[a] > scores[b] : keys[a] < keys[b];
+            return scores[a] != scores[b] ? scores[a] > scores[b] : name(keys[a]) < name(keys[b]);
         };
         std::nth_element(order.begin(), order.begin() + (keep - 1), order.end(), better);
         order.resize(keep);
@@ -59,29 +58,26 @@ void Searcher::int8_stage(Query& query, const Stage& stage, size_t from) const {
     int32_t shift = 0;
     for (size_t j = 0; j < width; ++j) shift += 64 * high[j] + low[j];
     shift *= 128;
-    int32_t* sums = sized(s.sums, query.rows);
-    float* scores = sized(s.row_scores, query.rows);
-    if (from == 0) std::fill(sums, sums + query.rows, 0);
-    const auto row_at = [&](size_t i) {
-        const uint64_t key = s.keys[i];
-        return segments_[size_t(key >> 32)].rescore + size_t(uint32_t(key)) * stride + from;
-    };
-    const size_t first = std::min(kRowsAhead, query.rows);
-    for (size_t i = 0; i < first; ++i)
-        for (size_t byte = 0; byte < width; byte += 64) NESTVEC_PREFETCH(row_at(i) + byte);
+    const uint8_t** rows = sized(s.addresses, query.rows);
     for (size_t i = 0; i < query.rows; ++i) {
-        if (i + kRowsAhead < query.rows) {
-            const uint8_t* next = row_at(i + kRowsAhead);
-            for (size_t byte = 0; byte < width; byte += 64) NESTVEC_PREFETCH(next + byte);
-        }
-        sums[i] = int32_t(uint32_t(sums[i]) + primitives_.row_dot(row_at(i), high, low, width) - uint32_t(shift));
-        scores[i] = float(sums[i]) * query.factor8;
+        const uint64_t key = s.keys[i];
+        rows[i] = segments_[size_t(key >> 32)].rescore + size_t(uint32_t(key)) * stride + from;
+    }
+    uint32_t* sums = sized(s.sums, query.rows);
+    if (from == 0) std::fill(sums, sums + query.rows, 0);
+    primitives_.add_dots(rows, query.rows, high, low, width, sums);
+    float* scores = sized(s.row_scores, query.rows);
+    for (size_t i = 0; i < query.rows; ++i) {
+        sums[i] -= uint32_t(shift);
+        scores[i] = float(int32_t(sums[i])) * query.factor8;
         if (model_.l2)
             scores[i] = 2.0f * scores[i] + segments_[size_t(s.keys[i] >> 32)].rescore_bias[uint32_t(s.keys[i])];
     }
     const float margin = stage.margin * query.route.unit;  // NaN (no margin, no unit) cuts nothing
-    query.rows = cut(scores, s.keys.data(), query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
+    query.rows = cut(scores, s.keys.data(), [this](uint64_t key) { return row_key(key); }, query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
                      [&](size_t to, size_t at) {
+                         const Segment& segment = segments_[size_t(s.keys[at] >> 32)];
+                         if (segment.row_at) NESTVEC_PREFETCH(segment.row_at + uint32_t(s.keys[at]));  // for stored stages
                          s.keys[to] = s.keys[at];
                          sums[to] = sums[at];
                      });
@@ -112,7 +108,7 @@ void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const
         scores[i] = query.plan.cosine ? float(s.totals[i] / std::sqrt(square > 0.0 ? square : 1.0)) : float(s.totals[i]);
     }
     const float margin = stage.margin * query.route.unit;  // NaN (no margin, no unit) cuts nothing
-    query.rows = cut(scores, s.keys.data(), query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
+    query.rows = cut(scores, s.keys.data(), [](uint64_t key) { return key; }, query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
                      [&](size_t to, size_t at) {
                          s.keys[to] = s.keys[at];
                          s.totals[to] = s.totals[at];
@@ -123,15 +119,18 @@ void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const
 void Searcher::finish(Query& query, size_t from) const {
     Scratch& s = query.s;
     if (from < model_.dims) add_band(query, from, model_.dims, false);
+    uint64_t* order = sized(s.order, query.rows);
+    for (size_t i = 0; i < query.rows; ++i) order[i] = make_key(float(s.totals[i]), uint32_t(i));
+    const auto seq = [&](uint64_t key) {
+        const uint64_t row = s.keys[uint32_t(key)];
+        return segments_[size_t(row >> 32)].seqs[uint32_t(row)];
+    };
+    const auto better = [&](uint64_t a, uint64_t b) { return (a ^ b) >> 32 ? a < b : seq(a) < seq(b); };
+    const size_t kept = std::min(query.k, query.rows);
+    if (kept < query.rows) std::nth_element(order, order + kept, order + query.rows, better);
+    std::sort(order, order + kept, better);
     s.hits.clear();
-    for (size_t i = 0; i < query.rows; ++i) {
-        const Segment& segment = segments_[size_t(s.keys[i] >> 32)];
-        s.hits.push_back(Hit{float(s.totals[i]), segment.seqs[uint32_t(s.keys[i])]});
-    }
-    const auto better = [](const Hit& a, const Hit& b) { return a.score != b.score ? a.score > b.score : a.seq < b.seq; };
-    const size_t kept = std::min(query.k, s.hits.size());
-    std::partial_sort(s.hits.begin(), s.hits.begin() + kept, s.hits.end(), better);
-    s.hits.resize(kept);
+    for (size_t i = 0; i < kept; ++i) s.hits.push_back(Hit{float(s.totals[uint32_t(order[i])]), seq(order[i])});
 }
 
 }  // namespace nestvec

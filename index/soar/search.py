@@ -51,6 +51,7 @@ class SoarIndex:
             _check_rescore(model, postings.n_rows, rescore)
         self.model, self.postings, self.rescore = model, postings, rescore
         self._segment: tuple[Vectors, Rows, kernels.Segment] | None = None
+        self._gathered: kernels.GatheredRows | None = None
 
     @property
     def n_rows(self) -> int:
@@ -62,11 +63,17 @@ class SoarIndex:
         """Bytes of the posting lists and rescoring rows."""
         return self.postings.nbytes + (self.rescore.nbytes if self.rescore else 0)
 
+    def gather(self) -> None:
+        """Copy the rescoring rows into memory, those of a list together; a search does not read the given ones then."""
+        if self.rescore is not None:
+            lists, extra = self.postings, self.rescore
+            self._gathered = kernels.GatheredRows(lists.offsets, lists.counts, lists.rows, extra.codes, extra.bias)
+
     def segment(self, vectors: Vectors, seqs: Rows, allowed: Mask | None) -> kernels.Segment:
         """What a searcher reads. Checked and made once for the same arrays; another mask costs nothing."""
         held = self._segment
         if held is None or held[0] is not vectors or held[1] is not seqs:
-            lists, extra = self.postings, self.rescore
+            lists, extra = self.postings, None if self._gathered else self.rescore
             made = kernels.Segment(
                 lists.codes,
                 lists.offsets,
@@ -79,6 +86,7 @@ class SoarIndex:
                 vectors,
                 seqs,
                 None,
+                self._gathered,
             )
             held = self._segment = (vectors, seqs, made)
         return held[2] if allowed is None else held[2].with_allowed(allowed)

@@ -43,9 +43,11 @@ class Case:
     queries: Any
     k: int = 10
     plan: Plan = Plan()
+    gathered: bool = False  # int8 rows are read as GatheredRows
 
     def searcher(self, module: ModuleType) -> Any:  # noqa: ANN401
-        segments = [module.Segment(*one.values()) for one in self.segments]
+        given = [gathered(one, module) if self.gathered else one for one in self.segments]
+        segments = [module.Segment(*one.values()) for one in given]
         return module.Searcher(module.Model(*self.model.values()), segments)
 
     def answers(self, module: ModuleType) -> list[Answer]:
@@ -59,6 +61,19 @@ class Case:
     @property
     def n(self) -> int:
         return sum(len(one["seqs"]) for one in self.segments)
+
+
+def gathered(one: dict[str, Any], module: ModuleType) -> dict[str, Any]:
+    """The arguments of a Segment whose int8 rows, if it has any, are gathered."""
+    if one["rescore"] is None:
+        return one
+    names = "offsets", "counts", "rows", "rescore", "rescore_bias"
+    return {
+        **one,
+        "rescore": None,
+        "rescore_bias": None,
+        "gathered": module.GatheredRows(*(one[name] for name in names)),
+    }
 
 
 def make_model(rng: np.random.Generator, sample: Any, l2: bool, lists: int, rescore_dims: int) -> dict[str, Any]:  # noqa: ANN401
@@ -207,7 +222,8 @@ def make_case(seed: int, *, whole: bool = False) -> Case:
     if not whole:
         queries[1] *= rng.choice([0, 1e-20, 1e-6, 1e6, 1e15])
     plan = Plan() if whole else make_plan(rng, lists, n, dims, rescore_dims, l2)
-    return Case(model, tuple(segments), queries, int(rng.choice([1, 2, 3, 10, 60, n + 3])), plan)
+    k = int(rng.choice([1, 2, 3, 10, 60, n + 3]))
+    return Case(model, tuple(segments), queries, k, plan, gathered=bool(rng.integers(2)))
 
 
 @cache

@@ -297,6 +297,19 @@ def test_a_damaged_segment_is_refused(
         kernel.Segment(*(a_segment() | changes).values())
 
 
+def test_gathered_rows_stand_in_place_of_the_given_ones_and_fit(kernel: ModuleType) -> None:
+    one = a_segment()
+    lists = [one[name] for name in ("offsets", "counts", "rows")]
+    made = kernel.GatheredRows(*lists, one["rescore"], None)
+    with pytest.raises(ValueError, match="stand in place of rescore"):
+        kernel.Segment(*one.values(), gathered=made)
+    short = kernel.GatheredRows(lists[0] * 0, lists[1] * 0, lists[2][:0], one["rescore"], None)
+    with pytest.raises(ValueError, match=r"in 0$"):
+        kernel.Segment(*(one | {"rescore": None}).values(), gathered=short)
+    with pytest.raises(IndexError, match="is not one of"):
+        kernel.GatheredRows(*lists, one["rescore"][:1], None)
+
+
 @pytest.mark.parametrize(("changes", "message"), BAD_FITS, ids=ids(BAD_FITS))
 def test_a_segment_of_another_model_is_refused(kernel: ModuleType, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
