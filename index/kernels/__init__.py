@@ -46,11 +46,13 @@ def backend() -> str:
 if TYPE_CHECKING or _backend == "numpy":
     from nestvec.index.kernels.reference import band_scores
     from nestvec.index.kernels.reference_encode import encode, encode_aware, pack
-    from nestvec.index.kernels.reference_search import Model, Plan, Searcher, Segment, resident
+    from nestvec.index.kernels.reference_search import Layer, Model, Plan, Router, Searcher, Segment, resident
 else:
     from nestvec.index.kernels.native import (
+        Layer,
         Model,
         Plan,
+        Router,
         Searcher,
         Segment,
         band_scores,
@@ -63,8 +65,10 @@ else:
     native.use_isa(_backend)
 
 __all__ = [
+    "Layer",
     "Model",
     "Plan",
+    "Router",
     "Searcher",
     "Segment",
     "backend",

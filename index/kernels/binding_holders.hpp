@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -28,28 +29,145 @@ inline float positive(double value, const char* name, bool or_zero = false) {
     return number;
 }
 
+// Bytes in groups of 4 dims, in tiles of kTile nodes, as kernels read them; what is missing stays 128, which stands for 0.
+class Tiles {
+   public:
+    // `families` families of `siblings` nodes each.
+    Tiles(size_t families, size_t siblings, size_t groups)
+        : siblings_(siblings),
+          groups_(groups),
+          tiles_((siblings + kTile - 1) / kTile),
+          pages_(std::make_shared<Pages>(families * tiles_ * groups * kTile * 4)) {
+        std::fill(pages_->data(), pages_->data() + pages_->size(), uint8_t(128));
+    }
+
+    void put(size_t node, size_t group, const uint8_t* four) {
+        const size_t family = node / siblings_, at = node % siblings_, tile = family * tiles_ + at / kTile;
+        std::memcpy(pages_->data() + ((tile * groups_ + group) * kTile + at % kTile) * 4, four, 4);
+    }
+
+    const uint8_t* data() const { return pages_->data(); }
+    size_t tiles() const { return tiles_; }  // of a family
+
+   private:
+    size_t siblings_, groups_, tiles_;
+    std::shared_ptr<Pages> pages_;
+};
+
+struct LayerHolder {
+    Layer layer{};
+    size_t inputs;
+    std::optional<Tiles> tiles;
+    py::array bias;
+
+    LayerHolder(const py::array& codes, double scale, py::array bias_, py::ssize_t siblings) : bias(bias_) {
+        check(bias, "bias", 'f', 4, "float32", {-1});
+        check_finite(bias, "bias");
+        check(codes, "codes", 'u', 1, "uint8", {bias.shape(0), -1});
+        if (codes.size() == 0 || codes.shape(1) % 4 != 0)
+            throw py::value_error("codes must have nodes, and a multiple of 4 numbers for each; got shape " + shape_of(codes));
+        if (siblings < 1 || bias.shape(0) % siblings != 0)
+            throw py::value_error("siblings must divide the " + std::to_string(bias.shape(0)) + " nodes, got " +
+                                  std::to_string(siblings));
+        layer.nodes = size_t(bias.shape(0));
+        layer.siblings = size_t(siblings);
+        layer.groups = size_t(codes.shape(1)) / 4;
+        layer.half_scale = 0.5f * positive(scale, "scale");
+        layer.bias = data<float>(bias);
+        inputs = 4 * layer.groups;
+        tiles.emplace(layer.nodes / layer.siblings, layer.siblings, layer.groups);
+        for (size_t node = 0; node < layer.nodes; ++node)
+            for (size_t g = 0; g < layer.groups; ++g)
+                tiles->put(node, g, data<uint8_t>(codes) + node * inputs + 4 * g);
+        layer.codes = tiles->data();
+        layer.tiles = tiles->tiles();
+    }
+};
+
+struct RouterHolder {
+    Router router{};
+    std::vector<LayerHolder> held;  // the memory of the layers
+    py::array centroids;
+    size_t leaves = 1;
+
+    RouterHolder(py::ssize_t dims, const std::vector<LayerHolder>& heads, const std::vector<LayerHolder>& features,
+                 py::ssize_t beam, py::array middle)
+        : centroids(middle) {
+        if (dims < 1) throw py::value_error("dims must be >= 1, got " + std::to_string(dims));
+        if (beam < 1) throw py::value_error("beam must be >= 1, got " + std::to_string(beam));
+        if (heads.empty()) throw py::value_error("a router needs at least one head");
+        check(centroids, "centroids", 'f', 4, "float32", {-1, -1});
+        check_finite(centroids, "centroids");
+        router.dims = size_t(dims);
+        router.beam = size_t(beam);
+        for (const LayerHolder& head : heads) {
+            fit("head", head, router.dims);
+            if (head.layer.nodes != leaves * head.layer.siblings)
+                throw py::value_error("a head must have " + std::to_string(leaves) + " families of nodes, got " +
+                                      std::to_string(head.layer.nodes) + " nodes in families of " +
+                                      std::to_string(head.layer.siblings));
+            leaves = head.layer.nodes;
+            router.heads.push_back(head.layer);
+        }
+        if (!features.empty()) add_features(features);
+        if (size_t(centroids.shape(0)) != leaves || centroids.shape(1) < 1)
+            throw py::value_error("centroids must cover " + std::to_string(leaves) + " lists, got shape " + shape_of(centroids));
+        held.insert(held.end(), heads.begin(), heads.end());
+        router.centroids = data<float>(centroids);
+        router.covered = size_t(centroids.shape(1));
+    }
+
+   private:
+    static void fit(const char* what, const LayerHolder& one, size_t inputs) {
+        if (one.inputs != (inputs + 3) / 4 * 4)
+            throw py::value_error(std::string("a ") + what + " must take " + std::to_string((inputs + 3) / 4 * 4) +
+                                  " numbers, got " + std::to_string(one.inputs));
+    }
+
+    void add_features(const std::vector<LayerHolder>& features) {
+        if (features.size() != 2) throw py::value_error("features are two layers, or none");
+        fit("first layer", features[0], router.dims);
+        fit("second layer", features[1], features[0].layer.nodes);
+        if (features[1].layer.nodes != router.dims)
+            throw py::value_error("the second layer must give " + std::to_string(router.dims) + " numbers, got " +
+                                  std::to_string(features[1].layer.nodes));
+        for (const LayerHolder& one : features) {
+            if (one.layer.siblings != one.layer.nodes) throw py::value_error("the nodes of a feature layer are one family");
+            router.features.push_back(one.layer);
+        }
+        held.insert(held.end(), features.begin(), features.end());
+    }
+};
+
 struct ModelHolder {
     Model model{};
-    Pages centroids;
+    std::optional<Tiles> centroids;
+    std::optional<RouterHolder> router;
     std::vector<float> transposed;
     py::array centroid_bias, rescore_scale, centre;
 
-    ModelHolder(bool l2, py::ssize_t dims, const py::array& codes, double scale, py::array bias, const py::array& codebook,
-                py::array rescore, double spread, py::array middle)
-        : centroids(tiled_bytes(codes)), centroid_bias(bias), rescore_scale(rescore), centre(middle) {
+    ModelHolder(const ModelHolder&) = delete;  // the model points into it
+    ModelHolder& operator=(const ModelHolder&) = delete;
+    ModelHolder(bool l2, py::ssize_t dims, const std::optional<py::array>& codes, double scale, py::array bias,
+                const py::array& codebook, py::array rescore, double spread, py::array middle,
+                const std::optional<RouterHolder>& tree)
+        : router(tree), centroid_bias(bias), rescore_scale(rescore), centre(middle) {
+        if (codes.has_value() == tree.has_value())
+            throw py::value_error("a model has either centroid_codes or a router");
+        if (codes) check(*codes, "centroid_codes", 'u', 1, "uint8", {-1, -1, 4});
         if (dims < 1) throw py::value_error("dims must be >= 1, got " + std::to_string(dims));
         check(bias, "centroid_bias", 'f', 4, "float32", {-1});
         check(codebook, "codebook", 'f', 4, "float32", {-1, py::ssize_t(kCentres), -1});
         check(rescore, "rescore_scale", 'f', 4, "float32", {-1});
         check(middle, "centre", 'f', 4, "float32", {dims});
-        if (codes.shape(0) == 0) throw py::value_error("centroid_codes must not be empty");
+        if (codes && codes->shape(0) == 0) throw py::value_error("centroid_codes must not be empty");
         if (codebook.size() == 0) throw py::value_error("codebook must not be empty");
         check_finite(bias, "centroid_bias");
         check_finite(codebook, "codebook");
         check_finite(rescore, "rescore_scale");
         check_finite(middle, "centre");
-        const size_t partitions = size_t(bias.shape(0)), padded = size_t(codes.shape(1));
-        if (partitions == 0 || padded != (partitions + 15) / 16 * 16)
+        const size_t partitions = size_t(bias.shape(0)), padded = codes ? size_t(codes->shape(1)) : 0;
+        if (codes && (partitions == 0 || padded != (partitions + 15) / 16 * 16))
             throw py::value_error("centroid_codes must cover " + std::to_string((partitions + 15) / 16 * 16) +
                                   " centroids (centroid_bias has " + std::to_string(partitions) + "), got " +
                                   std::to_string(padded));
@@ -59,10 +177,8 @@ struct ModelHolder {
         model.l2 = l2;
         model.dims = size_t(dims);
         model.partitions = partitions;
-        model.groups = size_t(codes.shape(0));
-        model.tiles = (padded + kTile - 1) / kTile;
-        tile(codes);
-        model.centroid_codes = centroids.data();
+        if (codes) tile(*codes);
+        if (router) take_router();
         model.centroid_scale = positive(scale, "centroid_scale");
         model.centroid_bias = data<float>(centroid_bias);
         model.blocks = size_t(codebook.shape(0));
@@ -75,19 +191,25 @@ struct ModelHolder {
         model.centre = data<float>(centre);
     }
 
-    static size_t tiled_bytes(const py::array& codes) {
-        check(codes, "centroid_codes", 'u', 1, "uint8", {-1, -1, 4});
-        return size_t(codes.shape(0)) * ((size_t(codes.shape(1)) + kTile - 1) / kTile * kTile) * 4;
-    }
-
-    // [groups, centroids, 4] -> [tiles, groups, kTile, 4]; what a tile lacks stays 128, which stands for zero.
+   private:
+    // From [groups, centroids, 4].
     void tile(const py::array& codes) {
         const size_t padded = size_t(codes.shape(1));
-        std::fill(centroids.data(), centroids.data() + centroids.size(), uint8_t(128));
+        model.groups = size_t(codes.shape(0));
+        centroids.emplace(1, padded, model.groups);
         for (size_t g = 0; g < model.groups; ++g)
-            for (size_t l = 0; l < padded; ++l)
-                std::memcpy(centroids.data() + (((l / kTile) * model.groups + g) * kTile + l % kTile) * 4,
-                            data<uint8_t>(codes) + (g * padded + l) * 4, 4);
+            for (size_t l = 0; l < padded; ++l) centroids->put(l, g, data<uint8_t>(codes) + (g * padded + l) * 4);
+        model.tiles = centroids->tiles();
+        model.centroid_codes = centroids->data();
+    }
+
+    void take_router() {
+        if (router->leaves != model.partitions)
+            throw py::value_error("the router has " + std::to_string(router->leaves) + " leaves, the model " +
+                                  std::to_string(model.partitions) + " lists");
+        if (router->router.dims > model.dims || router->router.covered > model.dims)
+            throw py::value_error("the router and its centroids must see at most " + std::to_string(model.dims) + " dims");
+        model.router = &router->router;
     }
 
     void transpose(const py::array& codebook) {
