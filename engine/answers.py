@@ -13,7 +13,7 @@ from nestvec.engine.chunking import document_of
 from nestvec.engine.coordinates import F32, to_user
 from nestvec.engine.execute import Found
 from nestvec.engine.plan import Plan
-from nestvec.engine.record import FilterReport, Hit, Hits, payload_of
+from nestvec.engine.record import CollectionInfo, FilterReport, Hit, Hits, payload_of
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, Snapshot
 from nestvec.engine.storage import catalog
@@ -82,6 +82,23 @@ def selected(stored: bytes, names: Sequence[str]) -> bytes:
     return json.dumps({name: payload[name] for name in names if name in payload}, ensure_ascii=False).encode()
 
 
+def collection_info(name: str, config: CollectionConfig, snapshot: Snapshot) -> CollectionInfo:
+    """Facts about a collection at one instant."""
+    views, growing, generation = snapshot.segments, snapshot.delta.live_rows, snapshot.generation
+    return CollectionInfo(
+        name,
+        config,
+        snapshot.rows,
+        growing,
+        snapshot.rows - growing,
+        len(views),
+        generation.number if generation else None,
+        sum(view.first.resident_bytes for view in views if view.first),
+        generation.route if generation else None,
+        snapshot.turn.adapter is not None,
+    )
+
+
 def user_vectors(snapshot: Snapshot, config: CollectionConfig, seqs: NDArray[np.int64]) -> F32:
     """The user's vectors f32 [n, dims] of live rows, wherever they are."""
     vectors = np.empty((len(seqs), config.dims), np.float32)
@@ -89,5 +106,5 @@ def user_vectors(snapshot: Snapshot, config: CollectionConfig, seqs: NDArray[np.
     for part in parts:
         positions, rows = part.find(seqs)
         norms = None if part.norms is None else part.norms[rows]
-        vectors[positions] = to_user(part.vectors[rows], norms, snapshot.rotation)
+        vectors[positions] = to_user(part.vectors[rows], norms, snapshot.turn)
     return vectors

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine.chunking import document_of
-from nestvec.engine.coordinates import F32, rotate
+from nestvec.engine.coordinates import PLAIN, Turn
 from nestvec.engine.intake import Batch, Intake
+from nestvec.engine.learned import turns
 from nestvec.engine.maintenance import (
     Coded,
     Part,
@@ -27,7 +28,8 @@ from nestvec.engine.maintenance import (
     publish_segment,
 )
 from nestvec.engine.progress import Progress, silent
-from nestvec.engine.routes import SOAR, Model, check_route
+from nestvec.engine.routes import EHI, SOAR, Model, check_route
+from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.storage import catalog, files
 from nestvec.engine.storage.segment import finish_segment, open_segment
@@ -39,9 +41,11 @@ from nestvec.engine.training import (
     sample_rows,
     train_library,
     train_model,
+    train_tree,
 )
 from nestvec.engine.writer import Encode
 from nestvec.errors import Conflict, InvalidInput, InvalidRecord
+from nestvec.index.ehi.tree import Tree
 from nestvec.index.library.search import LibraryConfig
 
 ROTATE = ("auto", "pca", "none")
@@ -73,6 +77,7 @@ def build(
     rescore: bool,
     route: str | None,
     library: Mapping[str, Any] | None,
+    tree: Tree | None,
     encode: Encode,
 ) -> BuildReport:
     """See `Collection.build`."""
@@ -80,6 +85,8 @@ def build(
         raise InvalidInput(f"rotate must be one of {', '.join(ROTATE)}; got {rotate!r}")
     if rotate == "pca" and not soar:
         raise InvalidInput("rotate='pca' needs soar=True: the rotation belongs to a trained generation")
+    if tree is not None and not soar:
+        raise InvalidInput("soar=False makes no index: leave it out for a tree")
     settings = check_route(route or SOAR, library, part.config)
     if settings is not None and not soar:
         raise InvalidInput(f"soar=False trains nothing: leave it out for the route {route!r}")
@@ -87,11 +94,15 @@ def build(
         with part.keeper.current() as (_, snapshot):
             pass
         _check_same_route(snapshot, route, settings)
+        first = None if tree is None else _tree_turn(snapshot, route, tree, part.config)
+        if route == EHI and tree is None and snapshot.generation is None:
+            raise InvalidInput("the route 'ehi' needs a trained tree: give it as tree=, or train one on a collection")
         fixed = snapshot.generation is not None or bool(snapshot.segments)
-        if rotate == "pca" and fixed and snapshot.rotation is None:
+        if rotate == "pca" and fixed and snapshot.turn.rotation is None:
             raise InvalidInput("rotate='pca': this collection already holds unrotated segments; build into a new one")
-        turn = "none" if fixed else rotate
-        run = _Build(part, snapshot, turn, soar, rescore, partitions, settings, progress or silent)
+        settled = fixed or (first.plain if first is not None else rotate == "none")
+        wanted = _Wanted(settled, rotate, soar, rescore, partitions, settings, tree, first)
+        run = _Build(part, snapshot, wanted, progress or silent)
         with files.staging(part.layout.root, "build") as directory, clean_errors("build"):
             return run.run(directory, batches, rejects, encode)
 
@@ -108,22 +119,39 @@ def _check_same_route(snapshot: Snapshot, route: str | None, settings: LibraryCo
         )
 
 
+def _tree_turn(snapshot: Snapshot, route: str | None, tree: Tree, config: CollectionConfig) -> Turn:
+    """What vectors go through under a tree. Raises InvalidInput where the collection, or the route, is another's."""
+    tree.check(config.dims)
+    if route not in (None, EHI):
+        raise InvalidInput(f"a tree is for the route {EHI!r}, got {route!r}")
+    if snapshot.generation is not None:
+        raise InvalidInput("this collection has an index: put the tree in its place with install_tree")
+    turn = turns(PLAIN, tree, config)[0]
+    if snapshot.segments and not turn.plain:
+        raise InvalidInput("this collection holds vectors as they came: put the tree in with install_tree")
+    return turn
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a build was asked for. `settled`: whether it is known what vectors go through, while they are read; else
+    `turn` says it, or `rotate` how to find out."""
+
+    settled: bool
+    rotate: str
+    soar: bool
+    rescore: bool
+    partitions: int | None
+    library: LibraryConfig | None
+    tree: Tree | None
+    turn: Turn | None
+
+
 class _Build:
     """One build: read, rotate, train, assign, publish."""
 
-    def __init__(
-        self,
-        part: Part,
-        snapshot: Snapshot,
-        rotate: str,
-        soar: bool,
-        rescore: bool,
-        partitions: int | None,
-        library: LibraryConfig | None,
-        progress: Progress,
-    ) -> None:
-        self.part, self.snapshot, self.rotate, self.soar = part, snapshot, rotate, soar
-        self.rescore, self.partitions, self.library, self.progress = rescore, partitions, library, progress
+    def __init__(self, part: Part, snapshot: Snapshot, wanted: _Wanted, progress: Progress) -> None:
+        self.part, self.snapshot, self.wanted, self.progress = part, snapshot, wanted, progress
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -133,7 +161,7 @@ class _Build:
         self.seconds[stage] = round(time.monotonic() - started, 3)
 
     def run(self, directory: Path, batches: Iterable[Batch], rejects: Path | None, encode: Encode) -> BuildReport:
-        intake = Intake(self.part, directory, self.snapshot, self.rotate != "none", rejects, encode)
+        intake = Intake(self.part, directory, self.snapshot, not self.wanted.settled, rejects, encode)
         try:
             with self._timed("read"):
                 for batch in batches:
@@ -147,40 +175,43 @@ class _Build:
         if not intake.rows:
             return BuildReport(0, intake.rejected, False, None, current, self.seconds)
         with self._timed("rotate"):
-            rotation, recall, entries = self._settle_rotation(directory, intake.rows, entries)
+            turn, recall, entries = self._settle_turn(directory, intake.rows, entries)
         segment = self._publish_segment(directory, intake.rows, entries)
-        generation = self._publish(directory, segment, intake.rows, rotation)
-        return BuildReport(intake.rows, intake.rejected, rotation is not None, recall, generation, self.seconds)
+        generation = self._publish(directory, segment, intake.rows, turn)
+        return BuildReport(intake.rows, intake.rejected, turn.rotation is not None, recall, generation, self.seconds)
 
     def _trains(self, rows: int) -> bool:
-        return self.snapshot.generation is None and self.soar and rows >= MIN_TRAINING_ROWS
+        enough = rows >= MIN_TRAINING_ROWS or self.wanted.tree is not None
+        return self.snapshot.generation is None and self.wanted.soar and enough
 
-    def _settle_rotation(
+    def _settle_turn(
         self, directory: Path, rows: int, entries: list[files.FileEntry]
-    ) -> tuple[F32 | None, float | None, list[files.FileEntry]]:
-        """(rotation, prefix recall, files): staged vectors become stored ones where the rotation was still open."""
+    ) -> tuple[Turn, float | None, list[files.FileEntry]]:
+        """(turn, prefix recall, files): staged vectors become stored ones where their turn was still open."""
         config, path = self.part.config, directory / "segment" / "vectors.bin"
-        if self.rotate == "none":
+        if self.wanted.settled:
             sample = sample_rows(files.map_array(path, config.dtype, (rows, config.dims)), ROTATION_SAMPLE_ROWS)
-            recall = decide_rotation(sample, config, "none")[1] if self.soar else None
-            return self.snapshot.rotation, recall, entries
+            recall = decide_rotation(sample, config, "none")[1] if self.wanted.soar else None
+            return self.snapshot.turn, recall, entries
         staged = files.map_array(path, "float32", (rows, config.dims))
-        rotation, recall = None, None
-        if self._trains(rows):
-            rotation, recall = decide_rotation(sample_rows(staged, ROTATION_SAMPLE_ROWS), config, self.rotate)
-        if rotation is None and config.dtype == "float32":
-            return None, recall, entries
-        return rotation, recall, [self._rewrite(directory, staged, rotation), *entries[1:]]
+        turn, recall = self.wanted.turn or PLAIN, None
+        if self.wanted.turn is None and self._trains(rows):
+            sample = sample_rows(staged, ROTATION_SAMPLE_ROWS)
+            rotation, recall = decide_rotation(sample, config, self.wanted.rotate)
+            turn = Turn(rotation)
+        if turn.plain and config.dtype == "float32":
+            return turn, recall, entries
+        return turn, recall, [self._rewrite(directory, staged, turn), *entries[1:]]
 
-    def _rewrite(self, directory: Path, staged: F32, rotation: F32 | None) -> files.FileEntry:
-        """Replace the staged float32 vectors by rotated ones in the collection's dtype."""
+    def _rewrite(self, directory: Path, staged: NDArray[np.float32], turn: Turn) -> files.FileEntry:
+        """Replace the staged float32 vectors by turned ones in the collection's dtype."""
         path = directory / "segment" / "vectors.bin"
         files.move(path, directory / "staged.bin")
         writer = files.FileWriter(path)
         try:
             for start in range(0, len(staged), _BLOCK_ROWS):
                 block = staged[start : start + _BLOCK_ROWS]
-                writer.append(np.asarray(rotate(block, rotation), self.part.config.dtype))
+                writer.append(np.asarray(turn.rows(block), self.part.config.dtype))
                 files.release(staged)
                 self.progress("rotate", min(start + _BLOCK_ROWS, len(staged)), len(staged))
             entry = writer.finish()
@@ -197,7 +228,7 @@ class _Build:
         crc = finish_segment(directory / "segment", self.part.config, seqs, entries)
         return publish_segment(self.part, directory / "segment", crc)
 
-    def _publish(self, directory: Path, segment: Published, rows: int, rotation: F32 | None) -> int | None:
+    def _publish(self, directory: Path, segment: Published, rows: int, turn: Turn) -> int | None:
         part, snapshot = self.part, self.snapshot
         path = part.layout.segment(segment.number)
         opened = open_segment(path, segment.number, segment.manifest_crc, part.config)
@@ -207,7 +238,7 @@ class _Build:
                 self.progress("train", 0, None)
                 total = rows + sum(view.segment.rows for view in snapshot.segments)
                 model = self._train(opened.vectors, total)
-                trained = publish_generation(part, model, rotation)
+                trained = publish_generation(part, model, turn)
         number = trained.number if trained else snapshot.generation.number if snapshot.generation else None
         coded: Coded = (None, [])
         if model is not None and number is not None:
@@ -223,9 +254,12 @@ class _Build:
         return number
 
     def _train(self, vectors: NDArray[Any], total: int) -> Model:
-        if self.library is not None:
-            return train_library(vectors, self.part.config, total, self.library)
-        return train_model(vectors, self.part.config, total, self.partitions, rescore=self.rescore)
+        wanted, config = self.wanted, self.part.config
+        if wanted.tree is not None:
+            return train_tree(vectors, config, wanted.tree, rescore=wanted.rescore)
+        if wanted.library is not None:
+            return train_library(vectors, config, total, wanted.library)
+        return train_model(vectors, config, total, wanted.partitions, rescore=wanted.rescore)
 
     def _commit(
         self,

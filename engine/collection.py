@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nestvec.engine import documents, paging, removal, writer
-from nestvec.engine.answers import WithPayload, user_vectors
+from nestvec.engine.answers import WithPayload, collection_info, user_vectors
 from nestvec.engine.asking import Asked, Asking
 from nestvec.engine.coordinates import F32, prepare_queries
 from nestvec.engine.explain import Explanation
@@ -109,12 +109,7 @@ class Collection(Upkeep):
         """Facts at this instant."""
         self._reconfigure()
         with self._part.keeper.current() as (_, snapshot):
-            views, growing = snapshot.segments, snapshot.delta.live_rows
-            number = snapshot.generation.number if snapshot.generation else None
-            index_bytes = sum(view.first.resident_bytes for view in views if view.first)
-            return CollectionInfo(
-                self.name, self.config, snapshot.rows, growing, snapshot.rows - growing, len(views), number, index_bytes
-            )
+            return collection_info(self.name, self.config, snapshot)
 
     def count(self, *, filter: FilterLike | None = None) -> int:
         """Live records, or those that match; with chunking, documents."""
@@ -155,6 +150,7 @@ class Collection(Upkeep):
 
     def get(self, ids: Sequence[str], *, with_vector: bool = False) -> list[Record]:
         """The records that exist among `ids`, in that order; vectors are f32 in the user's coordinates and scale.
+        Of a collection that is `adapted` (see `info`) they are what its adapter made of them.
 
         With chunking `ids` are documents, and the records all their chunks, in order.
         """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.engine.coordinates import to_stored
+from nestvec.engine.coordinates import PLAIN, Turn, to_stored
 from nestvec.engine.maintenance import (
     Coded,
     Part,
@@ -68,7 +72,7 @@ def _first_generation(part: Part, snapshot: Snapshot, segment: Segment) -> tuple
     """A model for everything that is sealed. Rotation belongs to build: what seal stores is not rotated."""
     sample = _sample([view.segment for view in snapshot.segments] + [segment])
     model = train_model(sample, part.config, _sealed(snapshot) + segment.rows)
-    return model, publish_generation(part, model, None)
+    return model, publish_generation(part, model, PLAIN)
 
 
 def _sample(segments: list[Segment]) -> NDArray[np.float32]:
@@ -88,7 +92,7 @@ def _stage_growing(part: Part, snapshot: Snapshot, progress: Progress) -> tuple[
         try:
             with part.catalog.read() as connection:
                 for numbers, vectors in catalog.growing_after(connection, 0, part.config.dims, _BLOCK_ROWS):
-                    writer.append(*to_stored(vectors, part.config, snapshot.rotation))
+                    writer.append(*to_stored(vectors, part.config, snapshot.turn))
                     seqs.append(numbers)
                     done += len(numbers)
                     progress("seal", done, None)
@@ -120,24 +124,50 @@ def compact(part: Part, *, retrain: bool, progress: Progress = silent) -> Compac
         rows = sum(view.live_rows for view in views)
         if (len(views) <= 1 and not dropped and not retrain) or not views:
             return CompactResult(len(views), rows, 0)
-        for view in views:
-            verify_segment(view.segment.path, crcs[view.segment.number])
-            progress("verify", 0, None)
-        merged = _merge_segments(part, views, progress) if rows else None
-        files.crash_point("compact-merged")
-        model, trained = snapshot.model, None
-        if retrain and merged is not None:
-            progress("train", 0, None)
-            model = retrain_model(snapshot, merged[1].vectors, part.config)
-            trained = publish_generation(part, model, snapshot.rotation)
-        _swap(part, snapshot, merged, model, trained, progress)
-        files.crash_point("compact-committed")
-        part.layout.sweep(part.catalog)
-        files.crash_point("compact-swept")
+        renewal = Renewal(lambda vectors: retrain_model(snapshot, vectors, part.config), snapshot.turn)
+        rewrite(part, snapshot, crcs, renewal if retrain else None, progress)
         return CompactResult(len(views), rows, dropped)
 
 
-def _merge_segments(part: Part, views: tuple[SegmentView, ...], progress: Progress) -> tuple[Published, Segment]:
+@dataclass(frozen=True)
+class Renewal:
+    """A generation that takes the place of the current one: trained by `train` on all stored vectors [n, dims] of live
+    rows, after those went through `change`. `turn`: all that they went through then."""
+
+    train: Callable[[NDArray[Any]], Model]
+    turn: Turn
+    change: Turn = PLAIN
+
+
+def rewrite(
+    part: Part, snapshot: Snapshot, crcs: Mapping[int, int], renewal: Renewal | None, progress: Progress
+) -> int | None:
+    """Merge all segments into one without dead rows, perhaps under a new generation, and publish it by one transaction.
+
+    The caller holds the maintenance lock. `crcs`: manifests' crc32c by segment. Returns the generation current then.
+    """
+    views = snapshot.segments
+    for view in views:
+        verify_segment(view.segment.path, crcs[view.segment.number])
+        progress("verify", 0, None)
+    live = any(view.live_rows for view in views)
+    merged = _merge_segments(part, views, renewal.change if renewal else PLAIN, progress) if live else None
+    files.crash_point("compact-merged")
+    model, trained = snapshot.model, None
+    if renewal is not None and merged is not None:
+        progress("train", 0, None)
+        model = renewal.train(merged[1].vectors)
+        trained = publish_generation(part, model, renewal.turn)
+    number = _swap(part, snapshot, merged, model, trained, progress)
+    files.crash_point("compact-committed")
+    part.layout.sweep(part.catalog)
+    files.crash_point("compact-swept")
+    return number
+
+
+def _merge_segments(
+    part: Part, views: tuple[SegmentView, ...], change: Turn, progress: Progress
+) -> tuple[Published, Segment]:
     """Publish one segment of all live rows, in the order of their seqs, block by block."""
     owner, row = _merged_order(views)
     seqs = np.empty(len(row), np.int64)
@@ -146,7 +176,7 @@ def _merge_segments(part: Part, views: tuple[SegmentView, ...], progress: Progre
         try:
             for start in range(0, len(row), _BLOCK_ROWS):
                 block = slice(start, start + _BLOCK_ROWS)
-                seqs[block] = _append_block(part, writer, views, owner[block], row[block])
+                seqs[block] = _append_block(part, writer, views, owner[block], row[block], change)
                 progress("merge", min(start + _BLOCK_ROWS, len(row)), len(row))
             files.crash_point("compact-written")
             crc = writer.finish(seqs)
@@ -166,7 +196,12 @@ def _merged_order(views: tuple[SegmentView, ...]) -> tuple[NDArray[np.int32], ND
 
 
 def _append_block(
-    part: Part, writer: SegmentWriter, views: tuple[SegmentView, ...], owner: NDArray[np.int32], row: NDArray[np.int64]
+    part: Part,
+    writer: SegmentWriter,
+    views: tuple[SegmentView, ...],
+    owner: NDArray[np.int32],
+    row: NDArray[np.int64],
+    change: Turn,
 ) -> NDArray[np.int64]:
     vectors = np.empty((len(row), part.config.dims), part.config.dtype)
     norms = np.empty(len(row), np.float32)
@@ -178,6 +213,8 @@ def _append_block(
         if segment.norms is not None:
             norms[mine] = segment.norms[row[mine]]
         files.release(segment.vectors)
+    if not change.plain:
+        vectors = np.ascontiguousarray(change.rows(vectors.astype(np.float32)), dtype=part.config.dtype)
     writer.append(vectors, norms)
     return seqs
 
@@ -189,8 +226,9 @@ def _swap(
     model: Model | None,
     trained: Published | None,
     progress: Progress,
-) -> None:
-    """One transaction: the new segment (and generation) replace all old ones; their tombstones go too."""
+) -> int | None:
+    """One transaction: the new segment (and generation) replace all old ones; their tombstones go too. The number of
+    the generation that is current then."""
     current = snapshot.generation.number if snapshot.generation else None
     generation = trained.number if trained else current
     crc = None
@@ -208,3 +246,4 @@ def _swap(
         connection.execute("DELETE FROM tombstone WHERE n<=?", (snapshot.state.tombstone,))
         catalog.bump_epoch(connection)
         files.crash_point("compact-before-commit")
+    return generation

@@ -1,12 +1,14 @@
 """The two coordinate systems of a vector: the user's own, and the stored form that is searched.
 
-Stored form: float32, scaled to unit length under cosine (the norm is kept beside it), multiplied by the generation's
-rotation if it has one, in the collection's dtype. A rotation keeps every dot product and distance.
+Stored form: float32, scaled to unit length under cosine (the norm is kept beside it), put through the generation's
+`Turn` if it has one, in the collection's dtype: a rotation, which keeps every dot product and distance, and a learned
+adapter, which does not: it is there to make better ones.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from nestvec.engine.schema import CollectionConfig, Dtype, Metric
 from nestvec.errors import InvalidInput
+from nestvec.index.ehi.router import Layer, Residual
+from nestvec.index.ehi.tree import adapt
 
 MAX_NORM = 1e18
 _FLOAT16_MAX = 65504.0
@@ -89,24 +93,83 @@ def to_unit(matrix: F32, config: CollectionConfig) -> tuple[F32, F32 | None]:
     return unit, norms.astype(np.float32)
 
 
-def rotate(matrix: F32, rotation: F32 | None) -> F32:
-    """Rows times the rotation [dims, dims]."""
-    if rotation is None:
-        return matrix
-    return np.ascontiguousarray(matrix @ rotation, dtype=np.float32)
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What a generation does to every vector before it is stored or searched: a rotation f32 [dims, dims], then an
+    adapter, after which the vector gets length 1 again if `unit`. None: nothing."""
+
+    rotation: F32 | None = None
+    adapter: Residual | None = None
+    unit: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether it leaves vectors as they are."""
+        return self.rotation is None and self.adapter is None
+
+    def rows(self, matrix: F32) -> F32:
+        """Rows f32 [n, dims], all at once."""
+        if self.rotation is not None:
+            matrix = np.ascontiguousarray(matrix @ self.rotation, dtype=np.float32)
+        return adapt(self.adapter, matrix, unit=self.unit)
+
+    def query(self, query: F32) -> F32:
+        """One query f32 [dims], in products so small that BLAS wakes no other thread.
+
+        Waking one costs more than it saves, and on a busy machine milliseconds.
+        """
+        if self.rotation is not None:
+            query = _small_products(self.rotation, query)
+        if self.adapter is None:
+            return query
+        hidden = np.maximum(_layer(self.adapter.first, query), np.float32(0))
+        adapted = query + _layer(self.adapter.second, hidden)
+        if not self.unit:
+            return adapted
+        unit = unit_query(adapted)
+        return unit if np.isfinite(unit).all() else query
+
+    def queries(self, queries: F32) -> F32:
+        """Rows f32 [b, dims] one by one: a query in a batch gets the bits that it gets alone."""
+        if self.plain or not len(queries):
+            return queries
+        return np.stack([self.query(query) for query in queries])
 
 
-def to_stored(matrix: F32, config: CollectionConfig, rotation: F32 | None) -> tuple[NDArray[Any], F32 | None]:
+PLAIN = Turn()
+
+
+def _small_products(matrix: F32, query: F32) -> F32:
+    """query @ matrix."""
+    step = max(1, _ONE_THREAD // matrix.shape[1])
+    result: F32 = np.dot(query[:step], matrix[:step])
+    for start in range(step, len(query), step):
+        result += np.dot(query[start : start + step], matrix[start : start + step])
+    return result
+
+
+def _layer(layer: Layer, x: F32) -> F32:
+    step = max(1, _ONE_THREAD // len(x))
+    weights = layer.weights
+    parts = [np.dot(weights[start : start + step], x) for start in range(0, len(weights), step)]
+    result: F32 = np.concatenate(parts) + layer.bias
+    return result
+
+
+def to_stored(matrix: F32, config: CollectionConfig, turn: Turn) -> tuple[NDArray[Any], F32 | None]:
     """User's f32 [n, dims] -> (stored form in the collection's dtype, norms or None)."""
     unit, norms = to_unit(matrix, config)
-    return np.ascontiguousarray(rotate(unit, rotation), dtype=config.dtype), norms
+    return np.ascontiguousarray(turn.rows(unit), dtype=config.dtype), norms
 
 
-def to_user(stored: NDArray[Any], norms: F32 | None, rotation: F32 | None) -> F32:
-    """Stored form -> the user's coordinates and scale, float32 (accurate to the stored dtype)."""
+def to_user(stored: NDArray[Any], norms: F32 | None, turn: Turn) -> F32:
+    """Stored form -> the user's coordinates and scale, float32 (accurate to the stored dtype).
+
+    What an adapter did stays: it has no inverse, and the vector before it is not kept.
+    """
     vectors = stored.astype(np.float64)
-    if rotation is not None:
-        vectors = vectors @ rotation.T.astype(np.float64)
+    if turn.rotation is not None:
+        vectors = vectors @ turn.rotation.T.astype(np.float64)
     if norms is not None:
         vectors = vectors * norms[:, None]
     return vectors.astype(np.float32)
@@ -136,22 +199,3 @@ def unit_query(query: F32) -> F32:
         return np.full_like(query, np.nan)
     wide /= math.sqrt(square)
     return wide.astype(np.float32)
-
-
-def rotate_query(query: F32, rotation: F32) -> F32:
-    """f32 [dims] times the rotation, in products so small that BLAS wakes no other thread.
-
-    Waking one costs more than it saves, and on a busy machine milliseconds.
-    """
-    step = max(1, _ONE_THREAD // len(query))
-    rotated: F32 = np.dot(query[:step], rotation[:step])
-    for start in range(step, len(query), step):
-        rotated += np.dot(query[start : start + step], rotation[start : start + step])
-    return rotated
-
-
-def rotate_queries(queries: F32, rotation: F32 | None) -> F32:
-    """Rows f32 [b, dims] times the rotation, one by one: a query in a batch gets the bits that it gets alone."""
-    if rotation is None or not len(queries):
-        return queries
-    return np.stack([rotate_query(query, rotation) for query in queries])

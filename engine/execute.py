@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.engine.coordinates import F32, rotate_queries
+from nestvec.engine.coordinates import F32
 from nestvec.engine.plan import Plan, check_int8, wider
 from nestvec.engine.planner import Choice
 from nestvec.engine.routes import Searcher, require
@@ -38,27 +38,27 @@ class Found:
 
 
 def execute(snapshot: Snapshot, config: CollectionConfig, queries: F32, k: int, plan: Plan) -> list[Found]:
-    """Answer prepared, unrotated queries f32 [b, dims]: min(k, live rows) hits each, score descending, then seq.
+    """Answer prepared, unturned queries f32 [b, dims]: min(k, live rows) hits each, score descending, then seq.
 
     Where a plan finds fewer than that, a wider one is tried, then the exact scan, and the answer's plan says so; its
     work is that of all tries. Raises InvalidInput where the plan needs another index than the snapshot's, or more than
     it holds, MissingDependency where that index is a library's that is not installed.
     """
-    rotated = rotate_queries(queries, snapshot.rotation)
+    turned = snapshot.turn.queries(queries)
     searcher = _searcher(snapshot, plan)
     if searcher is None:
-        return _exact(snapshot, config, rotated, k, [Work() for _ in rotated])
+        return _exact(snapshot, config, turned, k, [Work() for _ in turned])
     check_int8(plan, snapshot.rescore_dims)
-    found = _indexed(snapshot, searcher, config, rotated, k, plan)
+    found = _indexed(snapshot, searcher, config, turned, k, plan)
     wanted = min(k, snapshot.rows)
     for last in (False, True):
         short = [i for i, answer in enumerate(found) if len(answer.seqs) < wanted]
         if not short:
             break
         if last:
-            redone = _exact(snapshot, config, rotated[short], k, [Work() for _ in short])
+            redone = _exact(snapshot, config, turned[short], k, [Work() for _ in short])
         else:
-            redone = _indexed(snapshot, searcher, config, rotated[short], k, wider(plan))
+            redone = _indexed(snapshot, searcher, config, turned[short], k, wider(plan))
         for i, answer in zip(short, redone, strict=True):
             answer.work.add(found[i].work)
             found[i] = answer

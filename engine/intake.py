@@ -205,7 +205,7 @@ class Intake:
         if self._undecided:
             stored, norms = to_unit(vectors, config)
         else:
-            stored, norms = to_stored(vectors, config, self._snapshot.rotation)
+            stored, norms = to_stored(vectors, config, self._snapshot.turn)
         self._vectors.append(stored)
         if self._norms is not None and norms is not None:
             self._norms.append(norms)

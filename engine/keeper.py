@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from nestvec.engine.calibration.points import Calibration
 from nestvec.engine.calibration.store import read_calibration
-from nestvec.engine.coordinates import F32, to_stored
+from nestvec.engine.coordinates import F32, PLAIN, Turn, to_stored
 from nestvec.engine.filters.columns import GrowingColumns, SealedColumns
 from nestvec.engine.progress import silent
 from nestvec.engine.routes import FirstStage, Model
@@ -53,8 +53,8 @@ class _DeltaBuffer:
         self._norms = np.empty(0, np.float32) if config.metric == "cosine" else None
         self._columns = GrowingColumns()
 
-    def append(self, seqs: NDArray[np.int64], user: F32, rotation: F32 | None) -> None:
-        vectors, norms = to_stored(user, self._config, rotation)
+    def append(self, seqs: NDArray[np.int64], user: F32, turn: Turn) -> None:
+        vectors, norms = to_stored(user, self._config, turn)
         end = self._rows + len(seqs)
         if end > len(self._seqs):
             capacity = max(64, end, 2 * len(self._seqs))
@@ -195,7 +195,7 @@ class SnapshotKeeper:
 
     def _advance(self, connection: apsw.Connection, known: Snapshot, state: State) -> Snapshot:
         try:
-            self._fill(connection, known.state.seq, known.rotation)
+            self._fill(connection, known.state.seq, known.turn)
         except BaseException:
             self._snapshot = None
             raise
@@ -206,10 +206,9 @@ class SnapshotKeeper:
 
     def _load(self, connection: apsw.Connection, known: Snapshot | None, state: State) -> Snapshot:
         generation = self._generation(connection, known)
-        rotation = generation.rotation if generation else None
         segments = self._views(connection, generation, known.segments if known else ())
         self._buffer = _DeltaBuffer(self._config)
-        self._fill(connection, 0, rotation)
+        self._fill(connection, 0, generation.turn if generation else PLAIN)
         delta = self._buffer.view(None, np.empty(0, np.int64))
         return Snapshot(
             state,
@@ -236,9 +235,9 @@ class SnapshotKeeper:
             views.append(view.without(dead))
         return tuple(views)
 
-    def _fill(self, connection: apsw.Connection, after: int, rotation: F32 | None) -> None:
+    def _fill(self, connection: apsw.Connection, after: int, turn: Turn) -> None:
         for seqs, vectors in catalog.growing_after(connection, after, self._config.dims, _BLOCK_ROWS):
-            self._buffer.append(seqs, vectors, rotation)
+            self._buffer.append(seqs, vectors, turn)
 
     def _generation(self, connection: apsw.Connection, known: Snapshot | None) -> Generation | None:
         number = catalog.meta_value(connection, "current_generation")
@@ -250,10 +249,10 @@ class SnapshotKeeper:
         try:
             return open_generation(self._layout.generation(number), number, crc)
         except (FileNotFoundError, Damaged) as error:
-            if catalog.meta_value(connection, "rotated") != 0:  # without the rotation vectors cannot be read
+            if catalog.meta_value(connection, "rotated") != 0:  # without the turn vectors cannot be read
                 raise
             log.warning("%s; searching exactly until `nestvec repair` or compact(retrain=True)", error)
-            return Generation(number, None, None)
+            return Generation(number, PLAIN, None)
 
     def _view(
         self,

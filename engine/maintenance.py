@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.coordinates import Turn
 from nestvec.engine.keeper import SnapshotKeeper
 from nestvec.engine.progress import Progress
 from nestvec.engine.routes import Model, lists_of
@@ -41,7 +41,7 @@ class Published:
 
     number: int
     manifest_crc: int
-    rotated: bool = False
+    turned: bool = False
 
 
 @contextmanager
@@ -78,15 +78,15 @@ def publish_segment(part: Part, directory: Path, manifest_crc: int) -> Published
     return Published(number, manifest_crc)
 
 
-def publish_generation(part: Part, model: Model, rotation: NDArray[np.float32] | None) -> Published:
+def publish_generation(part: Part, model: Model, turn: Turn) -> Published:
     """Write a trained model into its final directory."""
     number = next_number(part, "generation")
     with files.staging(part.layout.root, "generation") as directory:
-        crc = write_generation(directory, model, rotation)
+        crc = write_generation(directory, model, turn)
         files.crash_point("generation-staged")
         files.publish(directory, part.layout.generation(number))
     files.crash_point("generation-renamed")
-    return Published(number, crc, rotation is not None)
+    return Published(number, crc, not turn.plain)
 
 
 def publish_postings(
@@ -119,7 +119,7 @@ def list_generation(connection: apsw.Connection, generation: Published, partitio
         (generation.number, generation.manifest_crc, partitions),
     )
     connection.execute("UPDATE meta SET value=? WHERE key='current_generation'", (generation.number,))
-    connection.execute("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (int(generation.rotated),))
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('rotated', ?)", (int(generation.turned),))
 
 
 def list_postings(connection: apsw.Connection, generation: int, segment: int, manifest_crc: int) -> None:

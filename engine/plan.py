@@ -16,8 +16,10 @@ from nestvec.index.rescore import STEP
 if TYPE_CHECKING:
     from nestvec.engine.schema import CollectionConfig
 
-Route = Literal["exact", "soar", "faiss", "scann"]
+Route = Literal["exact", "soar", "ehi", "faiss", "scann"]
+ListRoute = Literal["soar", "ehi"]
 
+LIST_ROUTES: tuple[Route, ...] = get_args(ListRoute)
 LIBRARY_ROUTES: tuple[Route, ...] = ("faiss", "scann")
 MIN_ROWS_FOR_SOAR = 2000
 MAX_K = 1000
@@ -26,7 +28,7 @@ WIDER = 3  # times the margins and counts of a plan that found too few rows
 # The default funnel. Keeps are (per hit asked for, at least); margins are in units of the model's score spread. They
 # found .99 of the true neighbours of a million text vectors; calibration will choose them from measurements instead.
 DEFAULT_CODES = 32_000
-DEFAULT_PROBE_MARGIN = 0.18
+DEFAULT_PROBE_MARGIN: dict[ListRoute, float] = {"soar": 0.18, "ehi": 8.0}
 DEFAULT_SHORTLIST, DEFAULT_SHORTLIST_MARGIN = (40, 1000), 0.075
 DEFAULT_FIRST_DIMS, DEFAULT_FIRST_KEEP, DEFAULT_FIRST_MARGIN = 192, (20, 400), 0.05
 DEFAULT_LAST_KEEP, DEFAULT_LAST_MARGIN = (8, 150), 0.02
@@ -43,10 +45,11 @@ class Plan:
     `route` "exact" scans every row and ignores the rest. "soar" visits at most `probes` partitions, those whose score
     is within `probe_margin` of the best one's; the `shortlist` cuts the rows found there by the estimates of their
     codes (None: four times what the first stage keeps), and the stages narrow them further. What survives is scored in
-    full. "faiss" and "scann" ask another library for the rows that the `shortlist` keeps, in each segment: `probes` are
-    then the lists or leaves visited, or the rows that a walk over a graph keeps in view. They cut by count alone, and
-    their stages read stored vectors. Every cut keeps at least k rows. `stage_metric` "cosine" divides by the prefix
-    norm, in stages over stored vectors. Margins are in units of `Cut`; infinite: no cut by margin.
+    full. "ehi" does the same with the leaves of a learned tree: its probe margin is in nats, below the log-probability
+    of the best leaf. "faiss" and "scann" ask another library for the rows that the `shortlist` keeps, in each segment:
+    `probes` are then the lists or leaves visited, or the rows that a walk over a graph keeps in view. They cut by count
+    alone, and their stages read stored vectors. Every cut keeps at least k rows. `stage_metric` "cosine" divides by the
+    prefix norm, in stages over stored vectors. Margins are in units of `Cut`; infinite: no cut by margin.
     """
 
     route: Route = "exact"
@@ -166,7 +169,9 @@ def check_int8(plan: Plan, rescore_dims: int) -> None:
 
 
 @lru_cache(maxsize=1024)
-def default_plan(config: CollectionConfig, rows: int, partitions: int, rescore_dims: int, k: int) -> Plan:
+def default_plan(
+    config: CollectionConfig, rows: int, partitions: int, rescore_dims: int, k: int, route: ListRoute = "soar"
+) -> Plan:
     """The plan used when none is given: exact while that is cheap, else a funnel aimed at recall@10 above .95.
 
     `partitions` are those of the model (0: no generation), `rescore_dims` the dims of its int8 rows (0: none). A fixed
@@ -178,7 +183,7 @@ def default_plan(config: CollectionConfig, rows: int, partitions: int, rescore_d
     probes = min(partitions, math.ceil(max(partitions / 16, partitions * DEFAULT_CODES / rows)))
     shortlist = Cut(_keep(k, DEFAULT_SHORTLIST), DEFAULT_SHORTLIST_MARGIN)
     stages = _int8_stages(rescore_dims, k) if rescore_dims else (_stored_stage(config, k),)
-    return Plan("soar", probes, stages, probe_margin=DEFAULT_PROBE_MARGIN, shortlist=shortlist)
+    return Plan(route, probes, stages, probe_margin=DEFAULT_PROBE_MARGIN[route], shortlist=shortlist)
 
 
 @lru_cache(maxsize=1024)

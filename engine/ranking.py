@@ -10,7 +10,7 @@ import apsw
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nestvec.engine.coordinates import F32, rotate_queries
+from nestvec.engine.coordinates import F32
 from nestvec.engine.execute import Found, Rows
 from nestvec.engine.fusion import Fusion, reciprocal, weighted
 from nestvec.engine.lexical import WordSearch
@@ -89,9 +89,9 @@ class Ranking:
         if self.rank == "dense":
             return self.dense(vectors, k)
         found = self.dense(vectors, self.fusion.candidates(k))
-        rotated = rotate_queries(vectors, snapshot.rotation)
+        turned = snapshot.turn.queries(vectors)
         return [
-            self._fused(connection, snapshot, rotated[i], self._text(query), found[i], k)
+            self._fused(connection, snapshot, turned[i], self._text(query), found[i], k)
             for i, query in enumerate(asked)
         ]
 

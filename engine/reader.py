@@ -10,15 +10,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nestvec.engine.coordinates import prepare_queries, rotate_queries, rotate_query, unit_query
+from nestvec.engine.coordinates import prepare_queries, unit_query
 from nestvec.engine.execute import execute
 from nestvec.engine.maintenance import Part
-from nestvec.engine.plan import Plan, check_int8, check_k, check_plan
+from nestvec.engine.plan import LIST_ROUTES, Plan, check_int8, check_k, check_plan
 from nestvec.engine.planner import NO_GOAL, Goal
 from nestvec.engine.storage import catalog
 from nestvec.errors import InvalidInput, NestvecError
 from nestvec.index import kernels
-from nestvec.index.soar.search import SoarSearcher, native_plan
+from nestvec.index.lists.search import ListSearcher, native_plan
 
 Rows = NDArray[np.int64]
 Scores = NDArray[np.float32]
@@ -50,7 +50,7 @@ class Reader:
         self._first = int(self._seqs[0]) if len(self._seqs) else 0
         self._contiguous = not len(self._seqs) or int(self._seqs[-1]) - self._first == len(self._seqs) - 1
         self._shape, self._cosine = (self._config.dims,), self._config.metric == "cosine"
-        self._rotation = self._snapshot.rotation
+        self._turn = self._snapshot.turn
         self._choice: _Choice = (None, 0, None, 0)
 
     def __enter__(self) -> Reader:
@@ -107,7 +107,7 @@ class Reader:
         queries = prepare_queries(vectors, self._config)
         if native is not None:
             searcher, prepared = native
-            seqs, scores, _ = searcher.search_batch(rotate_queries(queries, self._rotation), k, prepared, threads)
+            seqs, scores, _ = searcher.search_batch(self._turn.queries(queries), k, prepared, threads)
             rows = np.where(seqs >= 0, self._positions(seqs), -1)
             short = np.flatnonzero(rows[:, enough - 1] < 0)
         else:
@@ -145,7 +145,7 @@ class Reader:
         chosen = plan or self.plan(k)
         searcher = self._snapshot.sealed.searcher
         native = None
-        if chosen.route == "soar" and isinstance(searcher, SoarSearcher) and not self._snapshot.scanned:
+        if chosen.route in LIST_ROUTES and isinstance(searcher, ListSearcher) and not self._snapshot.scanned:
             check_int8(chosen, self._snapshot.rescore_dims)
             native = searcher.native, native_plan(chosen.funnel, k)
         enough = min(k, len(self))
@@ -156,8 +156,7 @@ class Reader:
         """One native call for f32 [dims]; None where the query needs a second look: it is not finite, or so."""
         if self._cosine:
             query = unit_query(query)
-        if self._rotation is not None:
-            query = rotate_query(query, self._rotation)
+        query = self._turn.query(query)
         try:
             seqs, scores = native[0].search(query, k, native[1])
         except ValueError:

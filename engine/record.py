@@ -168,7 +168,8 @@ class CompactResult:
 class CollectionInfo:
     """Facts about a collection at one instant. `count` = live rows; `growing` and `sealed` are its two parts.
 
-    `index_bytes` is the resident size of the first-stage index, in bytes.
+    `index_bytes` is the resident size of the first-stage index, in bytes. `route`: of the current generation, None
+    without one. `adapted`: its learned adapter has taken the place of the vectors as they were written.
     """
 
     name: str
@@ -179,3 +180,5 @@ class CollectionInfo:
     segments: int
     generation: int | None
     index_bytes: int
+    route: str | None = None
+    adapted: bool = False

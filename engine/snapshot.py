@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine.calibration.points import Calibration
-from nestvec.engine.coordinates import F32
+from nestvec.engine.coordinates import PLAIN, Turn
 from nestvec.engine.filters.columns import GrowingColumns, SealedColumns
 from nestvec.engine.filters.tree import Filter
-from nestvec.engine.plan import LIBRARY_ROUTES, Plan, default_plan, filtered_plan, library_plan
+from nestvec.engine.plan import LIBRARY_ROUTES, ListRoute, Plan, default_plan, filtered_plan, library_plan
 from nestvec.engine.planner import Choice, Goal, Scope, choose, without_calibration
 from nestvec.engine.recent import Recent
 from nestvec.engine.routes import FirstStage, Model, Searcher, lists_of, open_searcher
@@ -23,7 +23,8 @@ from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.storage.catalog import State
 from nestvec.engine.storage.generation import Generation
 from nestvec.engine.storage.segment import Segment
-from nestvec.index.soar.train import SoarModel
+from nestvec.index.ehi.model import EhiModel
+from nestvec.index.lists.model import ListModel
 
 Live = NDArray[np.bool_] | None
 
@@ -192,8 +193,9 @@ class Snapshot:
         return mask.tobytes()
 
     @property
-    def rotation(self) -> F32 | None:
-        return self.generation.rotation if self.generation else None
+    def turn(self) -> Turn:
+        """What vectors go through before they are stored or searched."""
+        return self.generation.turn if self.generation else PLAIN
 
     @property
     def model(self) -> Model | None:
@@ -208,12 +210,17 @@ class Snapshot:
     @property
     def rescore_dims(self) -> int:
         """Dims of the int8 rows, 0 without any."""
-        return self.model.config.rescore_dims if isinstance(self.model, SoarModel) else 0
+        return self.model.config.rescore_dims if isinstance(self.model, ListModel) else 0
+
+    @property
+    def list_route(self) -> ListRoute:
+        """The route of the model's lists; "soar" without one, for that is what will be trained."""
+        return "ehi" if isinstance(self.model, EhiModel) else "soar"
 
     @property
     def keeps_int8(self) -> bool:
         """Whether a new model should have int8 rows: as the current one, and where there is none, yes."""
-        return not isinstance(self.model, SoarModel) or self.rescore_dims > 0
+        return not isinstance(self.model, ListModel) or self.rescore_dims > 0
 
     def choose(self, config: CollectionConfig, goal: Goal, k: int) -> Choice:
         """The plan of a query that brings none, and why."""
@@ -239,5 +246,5 @@ class Snapshot:
         if self.model is not None and self.generation is not None and self.generation.route in LIBRARY_ROUTES:
             plan = library_plan(self.generation.route, rows, self.partitions, k)
         else:
-            plan = default_plan(config, rows, self.partitions, self.rescore_dims, k)
+            plan = default_plan(config, rows, self.partitions, self.rescore_dims, k, self.list_route)
         return plan if self.whole is None else filtered_plan(plan, self.partitions, self.rows, rows)

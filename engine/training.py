@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.engine.routes import Model, check_route
+from nestvec.engine.routes import LIBRARIES, Model, check_route
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.storage.files import release
 from nestvec.errors import InvalidInput
+from nestvec.index.ehi import model as ehi
+from nestvec.index.ehi.tree import Tree
 from nestvec.index.library.search import LibraryConfig, LibraryModel
 from nestvec.index.soar.train import SoarModel, default_config, train
 
@@ -63,10 +65,24 @@ def train_library(vectors: NDArray[Any], config: CollectionConfig, total: int, s
     return settings.train(sample_rows(vectors, SAMPLE_ROWS), config.index_metric, total)
 
 
+def train_tree(vectors: NDArray[Any], config: CollectionConfig, tree: Tree, *, rescore: bool = True) -> ehi.EhiModel:
+    """The coding of a learned tree's leaves, on a sample of stored vectors [n, dims]."""
+    settings = ehi.ehi_config(tree.router, tree.filing, config.dims, config.granularities, rescore=rescore)
+    return ehi.train(sample_rows(vectors, SAMPLE_ROWS), tree.router, settings, config.index_metric)
+
+
 def retrain_model(snapshot: Snapshot, vectors: NDArray[Any], config: CollectionConfig) -> Model:
-    """A new model of the snapshot's route, with the settings of its old one, for stored vectors [n, dims]."""
+    """A new model of the snapshot's route, with the settings of its old one, for stored vectors [n, dims].
+
+    A learned tree stays: only pairs could make another, and here are none. What is coded in its leaves is trained anew.
+    One that cannot be read gives way to soar.
+    """
     generation = snapshot.generation
-    settings = check_route(generation.route, generation.settings, config) if generation else None
+    if isinstance(snapshot.model, ehi.EhiModel):
+        held = Tree(snapshot.model.router, filing=snapshot.model.config.filing)
+        return train_tree(vectors, config, held, rescore=snapshot.keeps_int8)
+    library = generation is not None and generation.route in LIBRARIES
+    settings = check_route(generation.route, generation.settings, config) if generation and library else None
     if settings is None:
         return train_model(vectors, config, len(vectors), rescore=snapshot.keeps_int8)
     return train_library(vectors, config, len(vectors), settings)

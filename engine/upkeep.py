@@ -23,12 +23,14 @@ from nestvec.engine.export import ExportReport
 from nestvec.engine.filters.declared import Fields
 from nestvec.engine.filters.tree import FilterLike, as_filter
 from nestvec.engine.intake import Batch
+from nestvec.engine.learned import InstallReport, install_tree
 from nestvec.engine.maintenance import Part
 from nestvec.engine.progress import Progress, silent
 from nestvec.engine.reconfigure import declare_fields
 from nestvec.engine.record import CompactResult, Record, SealResult, UpsertResult
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.verification import verify_files
+from nestvec.index.ehi.tree import Tree
 
 
 class Upkeep(ABC):
@@ -96,6 +98,18 @@ class Upkeep(ABC):
         self._calibrate_new(progress or silent)
         return result
 
+    def install_tree(self, tree: Tree, *, progress: Progress | None = None) -> InstallReport:
+        """File all sealed rows by a learned tree, as a new generation for the route "ehi"; seal growing rows first.
+
+        With an adapter every stored vector is replaced by what it makes of it, once and for good: `get` and `export`
+        give those, and `info` says `adapted`. Keep the source if you may want the vectors as they were. Raises
+        InvalidInput for a tree that does not fit. The new index is calibrated by itself.
+        """
+        self._reconfigure()
+        report = install_tree(self._part, tree, progress or silent)
+        self._calibrate_new(progress or silent)
+        return report
+
     def build(
         self,
         batches: Iterable[Batch],
@@ -108,6 +122,7 @@ class Upkeep(ABC):
         rescore: bool = True,
         route: str | None = None,
         library: Mapping[str, Any] | None = None,
+        tree: Tree | None = None,
         calibrate: bool = True,
     ) -> BuildReport:
         """Stream new records into one segment, in bounded memory; they appear together, at the end.
@@ -119,6 +134,7 @@ class Upkeep(ABC):
         keeps no int8 rows, for a smaller index and slower searches. `soar=False` trains nothing.
         `route` "faiss" or "scann": a new generation's index is that library's, made with the settings `library`, such
         as {"factory": "IVF256,PQ48x4fs", "dims": 192} (see docs/concepts.md). Raises MissingDependency without it.
+        `tree`: a learned tree for the route "ehi", trained elsewhere on vectors of this kind.
         `calibrate=False`: a new index is not measured; recall cannot be asked for until `Collection.calibrate`.
         """
         self._reconfigure()
@@ -133,6 +149,7 @@ class Upkeep(ABC):
             rescore=rescore,
             route=route,
             library=library,
+            tree=tree,
             encode=self._encode_documents,
         )
         if calibrate:

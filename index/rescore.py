@@ -13,7 +13,7 @@ from nestvec.index.quantize import Float32, nested_prefix, squared_lengths
 from nestvec.index.vectors import Vectors, check_vectors
 
 if TYPE_CHECKING:
-    from nestvec.index.soar.train import SoarModel
+    from nestvec.index.lists.model import ListModel
 
 STEP = 64
 """Dims of rescoring rows come in multiples of so many: a cache line."""
@@ -50,7 +50,7 @@ def rescore_scale(prefix: Float32, dims: int) -> Float32:
     return scale
 
 
-def rescore_rows(model: SoarModel, vectors: Vectors) -> RescoreRows:
+def rescore_rows(model: ListModel, vectors: Vectors) -> RescoreRows:
     """The rescoring rows of float32|float16 [n, dims]: z of rescore_dims / rescore_scale, rounded, +-127 at most.
 
     Each row depends on itself alone, so a long array may be coded in pieces. Raises InvalidInput where the model was

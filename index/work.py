@@ -13,7 +13,8 @@ class Work:
     """Counts of one query (or, after `add`, of several).
 
     partitions: posting lists visited. codes: postings whose code was summed. rows: rows of which some band was read,
-    as int8 or as stored. bytes: of centroids, codes, int8 and stored bands read. micros: microseconds by step; a
+    as int8 or as stored. bytes: of centroids or router, codes, int8 and stored bands read. router: multiply-adds that
+    chose the lists, of centroids or of a learned tree. micros: microseconds by step; a
     batch is not timed step by step. stages: one entry per cut: the codes', each stage's, and the final one.
     """
 
@@ -21,6 +22,7 @@ class Work:
     codes: int = 0
     rows: int = 0
     bytes: int = 0
+    router: int = 0
     micros: dict[str, float] = field(default_factory=dict)
     stages: list[StageWork] = field(default_factory=list)
 
@@ -34,6 +36,7 @@ class Work:
         self.codes += other.codes
         self.rows += other.rows
         self.bytes += other.bytes
+        self.router += other.router
         for step, micros in other.micros.items():
             self.add_micros(step, micros)
         self.stages.extend(other.stages)

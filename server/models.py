@@ -88,6 +88,8 @@ class CollectionReply(BaseModel):
     segments: int
     generation: int | None
     index_bytes: int
+    route: str | None
+    adapted: bool
 
     @classmethod
     def of(cls, info: CollectionInfo) -> CollectionReply:
@@ -101,6 +103,8 @@ class CollectionReply(BaseModel):
             segments=info.segments,
             generation=info.generation,
             index_bytes=info.index_bytes,
+            route=info.route,
+            adapted=info.adapted,
         )
 
 

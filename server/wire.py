@@ -281,12 +281,14 @@ class FilterReply(Struct):
 
 
 class WorkReply(Struct):
-    """What a query touched; `micros` per step, `stages` in the order they ran."""
+    """What a query touched; `router`: multiply-adds that chose the lists; `micros` per step, `stages` in the order they
+    ran."""
 
     partitions: int
     codes: int
     rows: int
     bytes: int
+    router: int
     micros: dict[str, float]
     stages: list[StageWork]
 

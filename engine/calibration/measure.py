@@ -14,13 +14,13 @@ from nestvec.engine.calibration.bounds import lower_bound
 from nestvec.engine.calibration.path import Margins, Shape, Step, descend, spread_out
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint, Source
 from nestvec.engine.calibration.truth import Truth, find_truth
-from nestvec.engine.plan import Plan, wider
+from nestvec.engine.plan import ListRoute, Plan, wider
 from nestvec.engine.progress import Progress
 from nestvec.engine.snapshot import SegmentView
+from nestvec.index.lists.model import ListModel
+from nestvec.index.lists.search import ListIndex, ListSearcher, SearchPart
 from nestvec.index.metric import Metric
 from nestvec.index.scan import exact_search
-from nestvec.index.soar.search import SearchPart, SoarIndex, SoarSearcher
-from nestvec.index.soar.train import SoarModel
 from nestvec.index.work import Work
 
 F32 = NDArray[np.float32]
@@ -38,6 +38,7 @@ _PROMISED = {100: 500, 1000: 100}  # queries that measure a path; all for fewer 
 _LEAST_RECALL = 0.7
 _FINE, _COARSE = 0.02, 0.1  # recall between neighbouring points
 _START: Margins = (0.4, 0.2, 0.12, 0.08)  # generous, in units of the spread: probes, codes, stages
+_START_NATS = 15.0  # the probes' where a tree routes
 _WIDER = 1.3  # for many neighbours
 _SAME_SCORE = 2e-5  # of the spread: what float32 products and their order of addition leave open
 _TIMED = 24
@@ -52,12 +53,13 @@ class Ground:
 
     views: Sequence[SegmentView]
     allowed: NDArray[np.bool_]
-    model: SoarModel
+    model: ListModel
     metric: Metric
     granularities: tuple[int, ...]
     row_bytes: int
     rows: int
     threads: int
+    route: ListRoute
 
 
 class Band:
@@ -71,11 +73,11 @@ class Band:
         self.rows = int(np.count_nonzero(self.allowed))
         ends = np.cumsum([view.segment.rows for view in ground.views])
         masks = np.split(self.allowed, ends[:-1])
-        self.searcher = SoarSearcher(
+        self.searcher = ListSearcher(
             [
                 SearchPart(view.first, view.segment.vectors, view.segment.seqs, None if mask.all() else mask.copy())
                 for view, mask in zip(ground.views, masks, strict=True)
-                if isinstance(view.first, SoarIndex)
+                if isinstance(view.first, ListIndex)
             ]
         )
 
@@ -123,16 +125,16 @@ class _Trial:
     @property
     def shape(self) -> Shape:
         """What its plans have in common. Caps are wide: margins decide, and caps only bound an odd query."""
-        k, model = self.k, self.band.ground.model
+        k, model, route = self.k, self.band.ground.model, self.band.ground.route
         probes, dims = model.config.partitions, model.config.rescore_dims
         shortlist, last = max(4000, 60 * k), max(400, 6 * k)
         if dims:
             first = min(192, dims)
             stages = [(first, max(1000, 20 * k), True)] if dims > first else []
-            return Shape(probes, shortlist, (*stages, (dims, last, True)))
+            return Shape(route, probes, shortlist, (*stages, (dims, last, True)))
         granularities = self.band.ground.granularities
         stored = next(g for g in granularities if g >= min(model.dims, max(256, model.dims // 2)))
-        return Shape(probes, shortlist, ((stored, last, False),))
+        return Shape(route, probes, shortlist, ((stored, last, False),))
 
 
 def _split(band: Band, k: int, queries: F32, floors: F32) -> tuple[_Trial, _Trial]:
@@ -216,14 +218,16 @@ def _truth(ground: Ground, queries: F32, progress: Progress) -> Truth:
     return find_truth(vectors, ground.allowed, queries, DEPTH, ground.metric, tick)
 
 
-def _units(model: SoarModel, queries: F32) -> F32:
+def _units(model: ListModel, queries: F32) -> F32:
     units: F32 = (np.linalg.norm(queries - model.centre, axis=1) * model.spread).astype(np.float32)
     return units
 
 
 def _start(trial: _Trial) -> Margins:
     wider = _WIDER if trial.k > _PATH_OF[1] else 1.0
-    return tuple(margin * wider for margin in _START[: 2 + len(trial.shape.stages)])
+    shape = trial.shape
+    first = _START_NATS if shape.route == "ehi" else _START[0]
+    return tuple(margin * wider for margin in (first, *_START[1 : 2 + len(shape.stages)]))
 
 
 def _path(trial: _Trial, cost: CostModel) -> list[Step]:

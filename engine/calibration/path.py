@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from nestvec.engine.plan import Plan
+from nestvec.engine.plan import ListRoute, Plan
 from nestvec.index.funnel import Cut, Stage
 
 _SHRINK, _SHRINK_ALL = 0.8, 0.75
@@ -25,13 +25,15 @@ _LEAST_MARGIN = 0.002
 _SAME = 1e-9
 
 Margins = tuple[float, ...]
-"""The probe margin, the shortlist's, and each stage's, in units of the model's score spread."""
+"""The probe margin, the shortlist's, and each stage's, in units of the model's score spread; a tree's probe margin is
+in nats."""
 
 
 @dataclass(frozen=True)
 class Shape:
     """What plans of one collection and k have in common. stages: (dims, rows kept at most, int8?)."""
 
+    route: ListRoute
     probes: int
     shortlist: int
     stages: tuple[tuple[int, int, bool], ...]
@@ -43,7 +45,7 @@ class Shape:
             Stage(dims, keep, margin, "int8" if int8 else "stored")
             for (dims, keep, int8), margin in zip(self.stages, rounded[2:], strict=True)
         )
-        return Plan("soar", self.probes, stages, probe_margin=rounded[0], shortlist=Cut(self.shortlist, rounded[1]))
+        return Plan(self.route, self.probes, stages, probe_margin=rounded[0], shortlist=Cut(self.shortlist, rounded[1]))
 
 
 @dataclass(frozen=True)

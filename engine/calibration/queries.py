@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine.calibration.points import Source
-from nestvec.engine.coordinates import prepare_queries, rotate_queries
+from nestvec.engine.coordinates import prepare_queries
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import SegmentView, Snapshot
 from nestvec.engine.storage import catalog
@@ -86,7 +86,7 @@ def _vectors_of(view: SegmentView, seqs: NDArray[np.int64]) -> F32:
 
 
 def _stored(prepared: F32, source: Source, snapshot: Snapshot) -> CalibrationQueries:
-    return CalibrationQueries(rotate_queries(prepared, snapshot.rotation), source, np.empty(0, np.int64))
+    return CalibrationQueries(snapshot.turn.queries(prepared), source, np.empty(0, np.int64))
 
 
 def _span(text: str, rng: np.random.Generator) -> str:

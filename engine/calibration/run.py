@@ -17,7 +17,7 @@ from nestvec.engine.progress import Progress
 from nestvec.engine.snapshot import Snapshot
 from nestvec.engine.writer import Encode
 from nestvec.errors import InvalidInput
-from nestvec.index.soar.train import SoarModel
+from nestvec.index.lists.model import ListModel
 
 LEAST_QUERIES = 100
 
@@ -43,7 +43,7 @@ def calibrate(part: Part, queries: F32 | None, encode: Encode | None, progress: 
 def worth_calibrating(snapshot: Snapshot) -> bool:
     """Whether searches of this snapshot have plans to choose from."""
     coded = sum(view.live_rows for view in snapshot.sealed.coded)
-    return isinstance(snapshot.model, SoarModel) and coded >= max(MIN_ROWS_FOR_SOAR, EXACT_ROWS // 2)
+    return isinstance(snapshot.model, ListModel) and coded >= max(MIN_ROWS_FOR_SOAR, EXACT_ROWS // 2)
 
 
 def _queries(
@@ -57,7 +57,7 @@ def _queries(
 
 def _ground(part: Part, snapshot: Snapshot, queries: CalibrationQueries) -> Ground:
     views, model = snapshot.sealed.coded, snapshot.model
-    assert isinstance(model, SoarModel)
+    assert isinstance(model, ListModel)
     allowed = [np.ones(view.segment.rows, np.bool_) if view.live is None else view.live.copy() for view in views]
     for view, mask in zip(views, allowed, strict=True):
         mask[view.segment.find(queries.held_out)[1]] = False
@@ -71,4 +71,5 @@ def _ground(part: Part, snapshot: Snapshot, queries: CalibrationQueries) -> Grou
         config.dims * np.dtype(config.dtype).itemsize,
         snapshot.rows,
         cores(),
+        snapshot.list_route,
     )

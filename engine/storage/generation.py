@@ -1,4 +1,4 @@
-"""A generation on disk: the trained model and the rotation; and its posting lists, one directory per segment."""
+"""A generation on disk: the trained model and its `Turn`; and its posting lists, one directory per segment."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine import routes
+from nestvec.engine.coordinates import Turn
 from nestvec.engine.progress import Progress
 from nestvec.engine.routes import SOAR, FirstStage, Model
 from nestvec.engine.storage import files, library_index
 from nestvec.errors import Damaged, InvalidInput, MissingDependency
+from nestvec.index.ehi.router import residual_arrays, residual_from
+from nestvec.index.lists import store
+from nestvec.index.lists.model import ListModel
+from nestvec.index.lists.search import ListIndex
 from nestvec.index.rescore import RescoreRows, rescore_rows
-from nestvec.index.soar import store
-from nestvec.index.soar.assign import assign
-from nestvec.index.soar.search import SoarIndex
-from nestvec.index.soar.train import SoarModel
 
 KIND = "generation"
 POSTINGS_KIND = "postings"
-ROTATION = "rotation"
+ROTATION, ADAPTER = "rotation", "adapter"
 _RESCORE, _RESCORE_BIAS = "rescore", "rescore_bias"
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of vectors are coded at a time
 _RESIDENT_SHARE = 4  # an index up to a quarter of the machine's memory is copied into it
@@ -38,60 +39,65 @@ log = logging.getLogger("nestvec")
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """`rotation` is f32 [dims, dims], orthogonal, or None; `model` is None where it cannot be read or used here.
+    """`turn` is what its vectors went through; `model` is None where it cannot be read or used here.
 
-    `settings` are those that a library's model of `route` was made with; None for "soar".
+    `settings` are those that a library's model of `route` was made with; None for "soar" and "ehi".
     """
 
     number: int
-    rotation: NDArray[np.float32] | None
+    turn: Turn
     model: Model | None
     route: str = SOAR
     settings: dict[str, Any] | None = None
 
 
-def write_generation(directory: Path, model: Model, rotation: NDArray[np.float32] | None) -> int:
-    """Write model and rotation into a staging directory; the manifest's crc32c."""
-    facts, arrays = store.model_arrays(model) if isinstance(model, SoarModel) else model.arrays()
-    if rotation is not None:
-        arrays = arrays | {ROTATION: rotation}
+def write_generation(directory: Path, model: Model, turn: Turn) -> int:
+    """Write model and turn into a staging directory; the manifest's crc32c."""
+    facts, arrays = routes.model_arrays(model)
+    if turn.rotation is not None:
+        arrays = arrays | {ROTATION: turn.rotation}
+    if turn.adapter is not None:
+        facts, arrays = facts | {"unit": turn.unit}, arrays | residual_arrays(turn.adapter, ADAPTER)
     return files.write_arrays(directory, KIND, facts, arrays)
 
 
 def open_generation(path: Path, number: int, manifest_crc: int) -> Generation:
     """Read a published generation, wholly verified.
 
-    A damaged rotation raises Damaged: vectors cannot be read without it. A model that is damaged, or of a format that
-    this release does not read, is logged and left out, so that searches go on exactly; `compact(retrain=True)` trains
-    a new one. So is the model of a library that is not installed: installing it is enough.
+    A damaged rotation or adapter raises Damaged: vectors cannot be read without it. A model that is damaged, or of a
+    format that this release does not read, is logged and left out, so that searches go on exactly;
+    `compact(retrain=True)` trains a new one. So is the model of a library that is not installed: installing it is
+    enough.
     """
     manifest = files.read_manifest(path, KIND, manifest_crc, sizes=False)
-    rotation = _read_rotation(path, manifest)
+    turn = _read_turn(path, manifest)
     facts = manifest.meta["facts"]
-    known = facts["format"] in routes.LIBRARIES
-    route, settings = (facts["format"], facts["config"]) if known else (SOAR, None)
+    route = facts["format"] if facts["format"] in routes.ROUTES else SOAR
+    settings = facts["config"] if route in routes.LIBRARIES else None
     model: Model | None = None
     try:
-        if not known and (facts["format"], facts["version"]) != (store.FORMAT, store.VERSION):
-            raise Damaged(str(path), "the model was written by another release of nestvec")
         arrays = files.read_arrays(path, KIND, manifest_crc)[1]
-        owned = {name: np.array(array) for name, array in arrays.items() if name != ROTATION}
-        model = routes.model_from(facts, owned) if known else store.model_from(facts, owned)
+        model = routes.model_from(facts, {name: np.array(array) for name, array in arrays.items() if not _turns(name)})
     except Damaged as error:
         log.warning("%s; searching exactly until compact(retrain=True) trains a new generation", error)
     except MissingDependency as error:
         log.warning("%s; searching exactly until then", error)
-    return Generation(number, rotation, model, route, settings)
+    return Generation(number, turn, model, route, settings)
 
 
-def _read_rotation(path: Path, manifest: files.Manifest) -> NDArray[np.float32] | None:
-    entry = manifest.files.get(f"{ROTATION}.bin")
-    if entry is None:
-        return None
-    files.verify_file(path / entry.name, entry)
-    shape = manifest.meta["arrays"][ROTATION]["shape"]
-    rotation: NDArray[np.float32] = np.array(files.map_array(path / entry.name, "float32", tuple(shape)))
-    return rotation
+def _turns(name: str) -> bool:
+    """Whether an array of that name belongs to the turn."""
+    return name == ROTATION or name.startswith(f"{ADAPTER}_")
+
+
+def _read_turn(path: Path, manifest: files.Manifest) -> Turn:
+    held = {}
+    for name, facts in manifest.meta["arrays"].items():
+        if _turns(name):
+            entry = manifest.files[f"{name}.bin"]
+            files.verify_file(path / entry.name, entry)
+            held[name] = np.array(files.map_array(path / entry.name, "float32", tuple(facts["shape"])))
+    return Turn(held.get(ROTATION), residual_from(held, ADAPTER), bool(manifest.meta["facts"].get("unit", False)))
 
 
 def write_postings(directory: Path, model: Model, vectors: NDArray[Any], progress: Progress) -> int:
@@ -106,9 +112,9 @@ def write_postings(directory: Path, model: Model, vectors: NDArray[Any], progres
         files.release(vectors)
         progress("assign", done, len(vectors))
 
-    if not isinstance(model, SoarModel):
+    if not isinstance(model, ListModel):
         return library_index.write(directory, POSTINGS_KIND, model.assign(vectors, assigned))
-    facts, arrays = store.postings_arrays(assign(model, vectors, assigned))
+    facts, arrays = store.postings_arrays(routes.assign(model, vectors, assigned))
     writer = files.ArraysWriter(directory, POSTINGS_KIND)
     for name, array in arrays.items():
         writer.add(name, array)
@@ -121,7 +127,7 @@ def write_postings(directory: Path, model: Model, vectors: NDArray[Any], progres
 
 
 def _rescore_codes(
-    model: SoarModel, vectors: NDArray[Any], bias: list[NDArray[np.float32]], progress: Progress
+    model: ListModel, vectors: NDArray[Any], bias: list[NDArray[np.float32]], progress: Progress
 ) -> Iterator[NDArray[np.uint8]]:
     """The int8 rows, block by block; what "l2" adds to their scores is gathered in `bias`."""
     step = max(1, _BLOCK_FLOATS // vectors.shape[1])
@@ -136,10 +142,10 @@ def _rescore_codes(
 
 def code_vectors(model: Model, vectors: NDArray[Any]) -> FirstStage:
     """The index of a segment's vectors, in memory only."""
-    if not isinstance(model, SoarModel):
+    if not isinstance(model, ListModel):
         return model.assign(vectors)
     rescore = rescore_rows(model, vectors) if model.config.rescore_dims else None
-    return SoarIndex(model, assign(model, vectors), rescore)
+    return ListIndex(model, routes.assign(model, vectors), rescore)
 
 
 def open_postings(path: Path, manifest_crc: int, model: Model, room: int) -> FirstStage:
@@ -148,7 +154,7 @@ def open_postings(path: Path, manifest_crc: int, model: Model, room: int) -> Fir
     What a search reads is copied into memory if it takes at most `room` bytes, else mapped; a library's index always
     is in memory. Raises FileNotFoundError, or Damaged where the files or their contents do not fit the model.
     """
-    if not isinstance(model, SoarModel):
+    if not isinstance(model, ListModel):
         return library_index.read(path, POSTINGS_KIND, manifest_crc, model)
     facts, arrays = files.read_arrays(path, POSTINGS_KIND, manifest_crc)
     fits = sum(array.nbytes for array in arrays.values()) <= room
@@ -157,7 +163,7 @@ def open_postings(path: Path, manifest_crc: int, model: Model, room: int) -> Fir
         arrays = {name: files.resident(array) for name, array in arrays.items()}
     try:
         rescore = None if codes is None else RescoreRows(codes, bias)
-        index = SoarIndex(model, store.postings_from(facts, arrays), rescore)
+        index = ListIndex(model, store.postings_from(facts, arrays), rescore)
     except InvalidInput as error:
         raise Damaged(str(path), str(error)) from error
     if fits and codes is not None:

@@ -46,12 +46,23 @@ def backend() -> str:
 if TYPE_CHECKING or _backend == "numpy":
     from nestvec.index.kernels.reference import band_scores
     from nestvec.index.kernels.reference_encode import encode, encode_aware, pack
-    from nestvec.index.kernels.reference_search import GatheredRows, Model, Plan, Searcher, Segment, resident
+    from nestvec.index.kernels.reference_search import (
+        GatheredRows,
+        Layer,
+        Model,
+        Plan,
+        Router,
+        Searcher,
+        Segment,
+        resident,
+    )
 else:
     from nestvec.index.kernels.native import (
         GatheredRows,
+        Layer,
         Model,
         Plan,
+        Router,
         Searcher,
         Segment,
         band_scores,
@@ -65,8 +76,10 @@ else:
 
 __all__ = [
     "GatheredRows",
+    "Layer",
     "Model",
     "Plan",
+    "Router",
     "Searcher",
     "Segment",
     "backend",

@@ -1,10 +1,9 @@
-// Objects that hold the arrays of a search and check them once, so that a query only checks itself.
+// Objects that hold the arrays of a model, and a plan, and check them once, so that a query only checks itself.
 #pragma once
 
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <optional>
 #include <tuple>
@@ -30,28 +29,145 @@ inline float positive(double value, const char* name, bool or_zero = false) {
     return number;
 }
 
+// Bytes in groups of 4 dims, in tiles of kTile nodes, as kernels read them; what is missing stays 128, which stands for 0.
+class Tiles {
+   public:
+    // `families` families of `siblings` nodes each.
+    Tiles(size_t families, size_t siblings, size_t groups)
+        : siblings_(siblings),
+          groups_(groups),
+          tiles_((siblings + kTile - 1) / kTile),
+          pages_(std::make_shared<Pages>(families * tiles_ * groups * kTile * 4)) {
+        std::fill(pages_->data(), pages_->data() + pages_->size(), uint8_t(128));
+    }
+
+    void put(size_t node, size_t group, const uint8_t* four) {
+        const size_t family = node / siblings_, at = node % siblings_, tile = family * tiles_ + at / kTile;
+        std::memcpy(pages_->data() + ((tile * groups_ + group) * kTile + at % kTile) * 4, four, 4);
+    }
+
+    const uint8_t* data() const { return pages_->data(); }
+    size_t tiles() const { return tiles_; }  // of a family
+
+   private:
+    size_t siblings_, groups_, tiles_;
+    std::shared_ptr<Pages> pages_;
+};
+
+struct LayerHolder {
+    Layer layer{};
+    size_t inputs;
+    std::optional<Tiles> tiles;
+    py::array bias;
+
+    LayerHolder(const py::array& codes, double scale, py::array bias_, py::ssize_t siblings) : bias(bias_) {
+        check(bias, "bias", 'f', 4, "float32", {-1});
+        check_finite(bias, "bias");
+        check(codes, "codes", 'u', 1, "uint8", {bias.shape(0), -1});
+        if (codes.size() == 0 || codes.shape(1) % 4 != 0)
+            throw py::value_error("codes must have nodes, and a multiple of 4 numbers for each; got shape " + shape_of(codes));
+        if (siblings < 1 || bias.shape(0) % siblings != 0)
+            throw py::value_error("siblings must divide the " + std::to_string(bias.shape(0)) + " nodes, got " +
+                                  std::to_string(siblings));
+        layer.nodes = size_t(bias.shape(0));
+        layer.siblings = size_t(siblings);
+        layer.groups = size_t(codes.shape(1)) / 4;
+        layer.half_scale = 0.5f * positive(scale, "scale");
+        layer.bias = data<float>(bias);
+        inputs = 4 * layer.groups;
+        tiles.emplace(layer.nodes / layer.siblings, layer.siblings, layer.groups);
+        for (size_t node = 0; node < layer.nodes; ++node)
+            for (size_t g = 0; g < layer.groups; ++g)
+                tiles->put(node, g, data<uint8_t>(codes) + node * inputs + 4 * g);
+        layer.codes = tiles->data();
+        layer.tiles = tiles->tiles();
+    }
+};
+
+struct RouterHolder {
+    Router router{};
+    std::vector<LayerHolder> held;  // the memory of the layers
+    py::array centroids;
+    size_t leaves = 1;
+
+    RouterHolder(py::ssize_t dims, const std::vector<LayerHolder>& heads, const std::vector<LayerHolder>& features,
+                 py::ssize_t beam, py::array middle)
+        : centroids(middle) {
+        if (dims < 1) throw py::value_error("dims must be >= 1, got " + std::to_string(dims));
+        if (beam < 1) throw py::value_error("beam must be >= 1, got " + std::to_string(beam));
+        if (heads.empty()) throw py::value_error("a router needs at least one head");
+        check(centroids, "centroids", 'f', 4, "float32", {-1, -1});
+        check_finite(centroids, "centroids");
+        router.dims = size_t(dims);
+        router.beam = size_t(beam);
+        for (const LayerHolder& head : heads) {
+            fit("head", head, router.dims);
+            if (head.layer.nodes != leaves * head.layer.siblings)
+                throw py::value_error("a head must have " + std::to_string(leaves) + " families of nodes, got " +
+                                      std::to_string(head.layer.nodes) + " nodes in families of " +
+                                      std::to_string(head.layer.siblings));
+            leaves = head.layer.nodes;
+            router.heads.push_back(head.layer);
+        }
+        if (!features.empty()) add_features(features);
+        if (size_t(centroids.shape(0)) != leaves || centroids.shape(1) < 1)
+            throw py::value_error("centroids must cover " + std::to_string(leaves) + " lists, got shape " + shape_of(centroids));
+        held.insert(held.end(), heads.begin(), heads.end());
+        router.centroids = data<float>(centroids);
+        router.covered = size_t(centroids.shape(1));
+    }
+
+   private:
+    static void fit(const char* what, const LayerHolder& one, size_t inputs) {
+        if (one.inputs != (inputs + 3) / 4 * 4)
+            throw py::value_error(std::string("a ") + what + " must take " + std::to_string((inputs + 3) / 4 * 4) +
+                                  " numbers, got " + std::to_string(one.inputs));
+    }
+
+    void add_features(const std::vector<LayerHolder>& features) {
+        if (features.size() != 2) throw py::value_error("features are two layers, or none");
+        fit("first layer", features[0], router.dims);
+        fit("second layer", features[1], features[0].layer.nodes);
+        if (features[1].layer.nodes != router.dims)
+            throw py::value_error("the second layer must give " + std::to_string(router.dims) + " numbers, got " +
+                                  std::to_string(features[1].layer.nodes));
+        for (const LayerHolder& one : features) {
+            if (one.layer.siblings != one.layer.nodes) throw py::value_error("the nodes of a feature layer are one family");
+            router.features.push_back(one.layer);
+        }
+        held.insert(held.end(), features.begin(), features.end());
+    }
+};
+
 struct ModelHolder {
     Model model{};
-    Pages centroids;
+    std::optional<Tiles> centroids;
+    std::optional<RouterHolder> router;
     std::vector<float> transposed;
     py::array centroid_bias, rescore_scale, centre;
 
-    ModelHolder(bool l2, py::ssize_t dims, const py::array& codes, double scale, py::array bias, const py::array& codebook,
-                py::array rescore, double spread, py::array middle)
-        : centroids(tiled_bytes(codes)), centroid_bias(bias), rescore_scale(rescore), centre(middle) {
+    ModelHolder(const ModelHolder&) = delete;  // the model points into it
+    ModelHolder& operator=(const ModelHolder&) = delete;
+    ModelHolder(bool l2, py::ssize_t dims, const std::optional<py::array>& codes, double scale, py::array bias,
+                const py::array& codebook, py::array rescore, double spread, py::array middle,
+                const std::optional<RouterHolder>& tree)
+        : router(tree), centroid_bias(bias), rescore_scale(rescore), centre(middle) {
+        if (codes.has_value() == tree.has_value())
+            throw py::value_error("a model has either centroid_codes or a router");
+        if (codes) check(*codes, "centroid_codes", 'u', 1, "uint8", {-1, -1, 4});
         if (dims < 1) throw py::value_error("dims must be >= 1, got " + std::to_string(dims));
         check(bias, "centroid_bias", 'f', 4, "float32", {-1});
         check(codebook, "codebook", 'f', 4, "float32", {-1, py::ssize_t(kCentres), -1});
         check(rescore, "rescore_scale", 'f', 4, "float32", {-1});
         check(middle, "centre", 'f', 4, "float32", {dims});
-        if (codes.shape(0) == 0) throw py::value_error("centroid_codes must not be empty");
+        if (codes && codes->shape(0) == 0) throw py::value_error("centroid_codes must not be empty");
         if (codebook.size() == 0) throw py::value_error("codebook must not be empty");
         check_finite(bias, "centroid_bias");
         check_finite(codebook, "codebook");
         check_finite(rescore, "rescore_scale");
         check_finite(middle, "centre");
-        const size_t partitions = size_t(bias.shape(0)), padded = size_t(codes.shape(1));
-        if (partitions == 0 || padded != (partitions + 15) / 16 * 16)
+        const size_t partitions = size_t(bias.shape(0)), padded = codes ? size_t(codes->shape(1)) : 0;
+        if (codes && (partitions == 0 || padded != (partitions + 15) / 16 * 16))
             throw py::value_error("centroid_codes must cover " + std::to_string((partitions + 15) / 16 * 16) +
                                   " centroids (centroid_bias has " + std::to_string(partitions) + "), got " +
                                   std::to_string(padded));
@@ -61,10 +177,8 @@ struct ModelHolder {
         model.l2 = l2;
         model.dims = size_t(dims);
         model.partitions = partitions;
-        model.groups = size_t(codes.shape(0));
-        model.tiles = (padded + kTile - 1) / kTile;
-        tile(codes);
-        model.centroid_codes = centroids.data();
+        if (codes) tile(*codes);
+        if (router) take_router();
         model.centroid_scale = positive(scale, "centroid_scale");
         model.centroid_bias = data<float>(centroid_bias);
         model.blocks = size_t(codebook.shape(0));
@@ -77,19 +191,25 @@ struct ModelHolder {
         model.centre = data<float>(centre);
     }
 
-    static size_t tiled_bytes(const py::array& codes) {
-        check(codes, "centroid_codes", 'u', 1, "uint8", {-1, -1, 4});
-        return size_t(codes.shape(0)) * ((size_t(codes.shape(1)) + kTile - 1) / kTile * kTile) * 4;
-    }
-
-    // [groups, centroids, 4] -> [tiles, groups, kTile, 4]; what a tile lacks stays 128, which stands for zero.
+   private:
+    // From [groups, centroids, 4].
     void tile(const py::array& codes) {
         const size_t padded = size_t(codes.shape(1));
-        std::fill(centroids.data(), centroids.data() + centroids.size(), uint8_t(128));
+        model.groups = size_t(codes.shape(0));
+        centroids.emplace(1, padded, model.groups);
         for (size_t g = 0; g < model.groups; ++g)
-            for (size_t l = 0; l < padded; ++l)
-                std::memcpy(centroids.data() + (((l / kTile) * model.groups + g) * kTile + l % kTile) * 4,
-                            data<uint8_t>(codes) + (g * padded + l) * 4, 4);
+            for (size_t l = 0; l < padded; ++l) centroids->put(l, g, data<uint8_t>(codes) + (g * padded + l) * 4);
+        model.tiles = centroids->tiles();
+        model.centroid_codes = centroids->data();
+    }
+
+    void take_router() {
+        if (router->leaves != model.partitions)
+            throw py::value_error("the router has " + std::to_string(router->leaves) + " leaves, the model " +
+                                  std::to_string(model.partitions) + " lists");
+        if (router->router.dims > model.dims || router->router.covered > model.dims)
+            throw py::value_error("the router and its centroids must see at most " + std::to_string(model.dims) + " dims");
+        model.router = &router->router;
     }
 
     void transpose(const py::array& codebook) {
@@ -99,154 +219,6 @@ struct ModelHolder {
             for (size_t c = 0; c < kCentres; ++c)
                 for (size_t j = 0; j < model.width; ++j)
                     transposed[(m * model.width + j) * kCentres + c] = from[(m * kCentres + c) * model.width + j];
-    }
-};
-
-inline void check_lists(const int64_t* offsets, const int32_t* counts, const uint32_t* rows, size_t lists, int64_t total,
-                        size_t n) {
-    for (size_t list = 0; list < lists; ++list) {
-        const int64_t start = offsets[list], end = offsets[list + 1], count = counts[list];
-        if (start < 0 || start % int64_t(kBlock) != 0 || count < 0 || end > total || start > end || count > end - start ||
-            (count + int64_t(kBlock) - 1) / int64_t(kBlock) * int64_t(kBlock) > total - start)
-            throw py::value_error("list " + std::to_string(list) + " is damaged: postings " + std::to_string(start) +
-                                  " to " + std::to_string(end) + ", count " + std::to_string(count) + ", of " +
-                                  std::to_string(total) + " stored (a list must start at a multiple of 128)");
-        for (int64_t i = start; i < start + count; ++i)
-            if (rows[i] >= n)
-                throw py::index_error("row " + std::to_string(rows[i]) + " of list " + std::to_string(list) +
-                                      " is not one of the " + std::to_string(n) + " rows");
-    }
-}
-
-// The int8 rows of a segment, copied into memory with those of a list together: what a search reads of a few lists then
-// shares pages. A row filed twice lies with the first of its lists.
-struct GatheredHolder {
-    size_t n, dims, total;
-    std::unique_ptr<Pages> rescore, places, row_at;  // places of the postings, rows of the places: u32
-    std::vector<float> bias;
-
-    GatheredHolder(const py::array& offsets, const py::array& counts, const py::array& rows, const py::array& codes,
-                   const std::optional<py::array>& biases) {
-        check(codes, "rescore", 'u', 1, "uint8", {-1, -1});
-        check(rows, "rows", 'u', 4, "uint32", {-1});
-        check(counts, "counts", 'i', 4, "int32", {-1});
-        check(offsets, "offsets", 'i', 8, "int64", {counts.shape(0) + 1});
-        n = size_t(codes.shape(0));
-        dims = size_t(codes.shape(1));
-        total = size_t(rows.shape(0));
-        if (biases) {
-            check(*biases, "rescore_bias", 'f', 4, "float32", {codes.shape(0)});
-            check_finite(*biases, "rescore_bias");
-        }
-        const auto *starts = data<int64_t>(offsets), *end = starts + counts.shape(0);
-        const float* from = biases ? data<float>(*biases) : nullptr;
-        check_lists(starts, data<int32_t>(counts), data<uint32_t>(rows), size_t(end - starts), int64_t(total), n);
-        const py::gil_scoped_release unlocked;
-        gather(starts, data<int32_t>(counts), data<uint32_t>(rows), size_t(end - starts), data<uint8_t>(codes), from);
-    }
-
-    static uint32_t* numbers(const Pages& pages) { return reinterpret_cast<uint32_t*>(pages.data()); }
-
-   private:
-    void gather(const int64_t* offsets, const int32_t* counts, const uint32_t* rows, size_t lists, const uint8_t* codes,
-                const float* from) {
-        constexpr uint32_t kNone = UINT32_MAX;
-        std::vector<uint32_t> place_of(n, kNone);
-        uint32_t next = 0;
-        places = std::make_unique<Pages>(total * sizeof(uint32_t));
-        row_at = std::make_unique<Pages>(n * sizeof(uint32_t));
-        uint32_t *const filed = numbers(*places), *const order = numbers(*row_at);
-        const auto place = [&](uint32_t row) {
-            if (place_of[row] == kNone) order[place_of[row] = next++] = row;
-            return place_of[row];
-        };
-        for (size_t list = 0; list < lists; ++list)
-            for (int64_t i = offsets[list]; i < offsets[list] + counts[list]; ++i) filed[i] = place(rows[i]);
-        rescore = std::make_unique<Pages>(n * dims);
-        for (size_t row = 0; row < n; ++row)  // files are read in their order
-            std::memcpy(rescore->data() + place(uint32_t(row)) * dims, codes + row * dims, dims);
-        if (from == nullptr) return;
-        bias.reserve(n + 1);  // an empty one has an address too: null means none
-        bias.resize(n);
-        for (size_t row = 0; row < n; ++row) bias[place_of[row]] = from[row];
-    }
-};
-
-struct SegmentHolder {
-    Segment segment{};
-    std::vector<py::array> kept;
-    std::shared_ptr<const GatheredHolder> gathered;
-    std::optional<py::array> mask;
-    size_t rescore_dims = 0, dims = 0, lists = 0;
-
-    SegmentHolder(py::array codes, py::array offsets, py::array counts, py::array rows, double bias_top, double bias_step,
-                  std::optional<py::array> rescore, std::optional<py::array> rescore_bias, py::array vectors,
-                  py::array seqs, std::optional<py::array> allowed,
-                  std::shared_ptr<GatheredHolder> gathered_rows)
-        : gathered(std::move(gathered_rows)) {
-        check(codes, "codes", 'u', 1, "uint8", {-1, -1, py::ssize_t(kBlock)});
-        const py::ssize_t total = codes.shape(0) * py::ssize_t(kBlock);
-        check(counts, "counts", 'i', 4, "int32", {-1});
-        check(offsets, "offsets", 'i', 8, "int64", {counts.shape(0) + 1});
-        check(rows, "rows", 'u', 4, "uint32", {total});
-        const bool half = is_dtype(vectors, 'f', 2);
-        check(vectors, "vectors", 'f', half ? 2 : 4, "float32 or float16", {-1, -1});
-        const py::ssize_t n = vectors.shape(0);
-        check(seqs, "seqs", 'i', 8, "int64", {n});
-        if (rescore) check(*rescore, "rescore", 'u', 1, "uint8", {n, -1});
-        if (rescore_bias) check(*rescore_bias, "rescore_bias", 'f', 4, "float32", {n});
-        if (rescore_bias) check_finite(*rescore_bias, "rescore_bias");
-        segment.codes = data<uint8_t>(codes);
-        segment.pairs = size_t(codes.shape(1));
-        segment.offsets = data<int64_t>(offsets);
-        segment.counts = data<int32_t>(counts);
-        segment.places = data<uint32_t>(rows);
-        segment.row_at = nullptr;
-        segment.bias_top = finite(bias_top, "bias_top");
-        segment.bias_step = positive(bias_step, "bias_step", true);
-        segment.rescore = rescore ? data<uint8_t>(*rescore) : nullptr;
-        segment.rescore_bias = rescore_bias ? data<float>(*rescore_bias) : nullptr;
-        segment.vectors = vectors.data();
-        segment.half = half;
-        segment.seqs = data<int64_t>(seqs);
-        segment.n = size_t(n);
-        rescore_dims = rescore ? size_t(rescore->shape(1)) : 0;
-        dims = size_t(vectors.shape(1));
-        lists = size_t(counts.shape(0));
-        check_lists(segment.offsets, segment.counts, segment.places, lists, total, segment.n);
-        kept = {codes, offsets, counts, rows, vectors, seqs};
-        for (const auto& one : {rescore, rescore_bias})
-            if (one) kept.push_back(*one);
-        if (gathered) use_gathered(size_t(total), rescore || rescore_bias);
-        allow(allowed);
-    }
-
-    // The same segment with another mask: what a deletion needs, with nothing checked twice.
-    SegmentHolder with_allowed(std::optional<py::array> allowed) const {
-        SegmentHolder copy = *this;
-        copy.allow(allowed);
-        return copy;
-    }
-
-   private:
-    void use_gathered(size_t total, bool twice) {
-        if (twice || gathered->n != segment.n || gathered->total != total)
-            throw py::value_error("gathered int8 rows stand in place of rescore and rescore_bias, for the same " +
-                                  std::to_string(segment.n) + " rows in " + std::to_string(total) + " postings; got " +
-                                  std::to_string(gathered->n) + " in " + std::to_string(gathered->total));
-        rescore_dims = gathered->dims;
-        segment.places = GatheredHolder::numbers(*gathered->places);
-        segment.row_at = GatheredHolder::numbers(*gathered->row_at);
-        segment.rescore = gathered->rescore->data();
-        segment.rescore_bias = gathered->bias.capacity() ? gathered->bias.data() : nullptr;
-    }
-
-    void allow(const std::optional<py::array>& allowed) {
-        segment.allowed = nullptr;
-        mask = allowed;
-        if (!allowed) return;
-        check(*allowed, "allowed", is_dtype(*allowed, 'b', 1) ? 'b' : 'u', 1, "uint8 or bool", {py::ssize_t(segment.n)});
-        segment.allowed = data<uint8_t>(*allowed);
     }
 };
 

@@ -9,7 +9,7 @@
 #include <optional>
 #include <thread>
 
-#include "binding_holders.hpp"
+#include "binding_segment.hpp"
 
 namespace nestvec {
 namespace {
@@ -225,8 +225,15 @@ py::array resident(const py::array& array) {
 }  // namespace
 
 void bind_search(py::module_& module) {
+    py::class_<LayerHolder>(module, "Layer").def(py::init<const py::array&, double, py::array, py::ssize_t>());
+    py::class_<RouterHolder>(module, "Router")
+        .def(py::init<py::ssize_t, const std::vector<LayerHolder>&, const std::vector<LayerHolder>&, py::ssize_t, py::array>());
     py::class_<ModelHolder>(module, "Model")
-        .def(py::init<bool, py::ssize_t, const py::array&, double, py::array, const py::array&, py::array, double, py::array>());
+        .def(py::init<bool, py::ssize_t, const std::optional<py::array>&, double, py::array, const py::array&, py::array, double,
+                      py::array, const std::optional<RouterHolder>&>(),
+             py::arg("l2"), py::arg("dims"), py::arg("centroid_codes").none(true), py::arg("centroid_scale"),
+             py::arg("centroid_bias"), py::arg("codebook"), py::arg("rescore_scale"), py::arg("spread"), py::arg("centre"),
+             py::arg("router") = py::none());
     py::class_<GatheredHolder, std::shared_ptr<GatheredHolder>>(module, "GatheredRows")
         .def(py::init<const py::array&, const py::array&, const py::array&, const py::array&, const std::optional<py::array>&>());
     py::class_<SegmentHolder>(module, "Segment")

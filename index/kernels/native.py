@@ -13,14 +13,25 @@ import numpy.typing as npt
 from nestvec.index.kernels import _native  # type: ignore[attr-defined]  # the C++ extension has no stub
 
 if TYPE_CHECKING:  # the C++ objects have the very interface of their numpy twins
-    from nestvec.index.kernels.reference_search import GatheredRows, Model, Plan, Searcher, Segment, resident
+    from nestvec.index.kernels.reference_search import (
+        GatheredRows,
+        Layer,
+        Model,
+        Plan,
+        Router,
+        Searcher,
+        Segment,
+        resident,
+    )
 else:
-    from nestvec.index.kernels._native import GatheredRows, Model, Plan, Searcher, Segment, resident
+    from nestvec.index.kernels._native import GatheredRows, Layer, Model, Plan, Router, Searcher, Segment, resident
 
 __all__ = [
     "GatheredRows",
+    "Layer",
     "Model",
     "Plan",
+    "Router",
     "Searcher",
     "Segment",
     "available",

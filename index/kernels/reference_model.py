@@ -23,6 +23,7 @@ from nestvec.index.kernels.checks import (
     check_margin,
     check_scale,
 )
+from nestvec.index.kernels.reference_router import Router
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -32,34 +33,34 @@ Int64 = npt.NDArray[np.int64]
 class Model:
     """What all segments share: P centroids of pd dims, M codebooks of 16 centres of s dims, and scales.
 
-    centroid_codes: u8 [ceil(pd/4), P rounded up to 16, 4]; [g, l, t] is rint(dimension 4g + t of centroid l /
-    centroid_scale) + 128, padding 128. centroid_bias: f32 [P], added to twice the product for l2, else 0.
+    router: what chooses the lists of a query; None: the scores of the centroids do, and they come as bytes.
+    centroid_codes (None with a router): u8 [ceil(pd/4), P rounded up to 16, 4]; [g, l, t] is rint(dimension 4g + t of
+    centroid l / centroid_scale) + 128, padding 128. centroid_bias: f32 [P], added to twice the product for l2, else 0.
     codebook: f32 [M, 16, s]. rescore_scale: f32 [rd], the step of each dimension of the int8 rows; rd = 0: no rows.
     spread: the length that a margin is measured in, times the query's from centre f32 [dims].
     """
 
     l2: bool
     dims: int
-    centroid_codes: npt.NDArray[np.uint8]
+    centroid_codes: npt.NDArray[np.uint8] | None
     centroid_scale: float
     centroid_bias: Float32
     codebook: Float32
     rescore_scale: Float32
     spread: float
     centre: Float32
+    router: Router | None = None
 
     def __post_init__(self) -> None:
         check_count(self.dims, "dims")
         check_array(self.centroid_bias, "centroid_bias", [np.float32], (-1,))
         check_count(self.lists, "the number of centroids")
-        tiles = (self.lists + TILE - 1) // TILE * TILE
-        check_array(self.centroid_codes, "centroid_codes", [np.uint8], (-1, tiles, 4))
+        self._check_routing()
         check_array(self.codebook, "codebook", [np.float32], (-1, 16, -1))
         check_array(self.rescore_scale, "rescore_scale", [np.float32], (-1,))
         check_array(self.centre, "centre", [np.float32], (self.dims,))
-        for size, name in ((len(self.centroid_codes), "centroid_codes"), (self.codebook.size, "codebook")):
-            if size == 0:
-                raise ValueError(f"{name} must not be empty")
+        if self.codebook.size == 0:
+            raise ValueError("codebook must not be empty")
         if self.rescore_dims % INT8_STEP or self.rescore_dims > MAX_RESCORE_DIMS:
             raise ValueError(
                 f"rescore_scale must have a multiple of {INT8_STEP} dims, at most {MAX_RESCORE_DIMS}; "
@@ -69,6 +70,20 @@ class Model:
         check_scale(self.spread, "spread", zero=True)
         for name in ("centroid_bias", "codebook", "rescore_scale", "centre"):
             check_finite(getattr(self, name), name)
+
+    def _check_routing(self) -> None:
+        if (self.centroid_codes is None) == (self.router is None):
+            raise ValueError("a model has either centroid_codes or a router")
+        if self.centroid_codes is not None:
+            tiles = (self.lists + TILE - 1) // TILE * TILE
+            check_array(self.centroid_codes, "centroid_codes", [np.uint8], (-1, tiles, 4))
+            if not len(self.centroid_codes):
+                raise ValueError("centroid_codes must not be empty")
+        if self.router is not None:
+            if self.router.leaves != self.lists:
+                raise ValueError(f"the router has {self.router.leaves} leaves, the model {self.lists} lists")
+            if max(self.router.dims, self.router.centroids.shape[1]) > self.dims:
+                raise ValueError(f"the router and its centroids must see at most {self.dims} dims")
 
     @property
     def lists(self) -> int:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from nestvec.index.kernels.checks import BLOCK, Array, check_array, check_count
 from nestvec.index.kernels.reference import band_scores, steps, sum_by_lanes
 from nestvec.index.kernels.reference_model import Float32, GatheredRows, Int64, Model, Plan, Segment
+from nestvec.index.kernels.reference_router import Layer, Router, fill, or_one, rounded
 
 POSTINGS_PER_HIT = 4  # that the lists must hold, whatever the margin: a cut needs something to choose from
 DEFICIT_AT_MIDDLE = 160  # where the middle of the estimates' range falls among a deficit's 0 to 255
@@ -25,7 +26,6 @@ MOST_DEFICIT = 255
 MOST_OFFSET = 16128  # of a list: with a deficit, far inside 16 bits
 MOST_SLACK = 1 << 20  # above any deficit and offset: no cut
 INT8_STEPS = 8000  # the greatest number of a query scaled for an int8 stage
-_SMALLEST = np.finfo(np.float32).smallest_normal
 _UNSEEN = np.int32(np.iinfo(np.int32).max)
 
 Found = tuple[Int64, Float32]
@@ -160,23 +160,47 @@ class _Search:
         return np.float32(margin) * self.unit
 
     def route(self) -> tuple[Float32, Int64]:
-        """The score of every list [P], and the lists to visit, best first: those within the margin, and as many more
-        as hold POSTINGS_PER_HIT postings for each hit wanted."""
+        """The score of every list's centroid [P], and the lists to visit, best first: those within the margin, and as
+        many more as hold POSTINGS_PER_HIT postings for each hit wanted. With a router its log-probabilities choose
+        them, the margin is one of those, and only visited lists get the score of their centroid; the others have -inf.
+        """
+        router = self.model.router
+        if router is None:
+            scores = self.centroid_scores()
+            return scores, self.nearest(scores, self.reach(self.plan.probe_margin))
+        lists = self.nearest(router.scores(self.query, self.plan.probes), np.float32(self.plan.probe_margin))
+        scores = np.full(self.model.lists, -np.inf, np.float32)
+        dots = np.zeros(len(lists))
+        covered = router.centroids.shape[1]
+        band_scores(self.query[:covered], router.centroids, lists, 0, covered, "dot", dots)
+        found = dots.astype(np.float32)
+        scores[lists] = 2 * found + self.model.centroid_bias[lists] if self.model.l2 else found
+        return scores, lists
+
+    def centroid_scores(self) -> Float32:
+        """The score of every list's centroid [P], as bytes."""
         model = self.model
-        head = _fill(self.query, 4 * len(model.centroid_codes)).reshape(-1, 4)
-        step = _or_one(np.abs(head).max() / np.float32(127))
-        coded = _rounded(head / step, 127)
+        assert model.centroid_codes is not None
+        head = fill(self.query, 4 * len(model.centroid_codes)).reshape(-1, 4)
+        step = or_one(np.abs(head).max() / np.float32(127))
+        coded = rounded(head / step, 127)
         dots = np.zeros(model.centroid_codes.shape[1], np.int64)
         for codes, part in zip(model.centroid_codes, coded, strict=True):
             dots += (codes.astype(np.int64) - 128) @ part
         scores: Float32 = dots[: model.lists].astype(np.float32) * (np.float32(model.centroid_scale) * step)
         if model.l2:
             scores = 2 * scores + model.centroid_bias
+        return scores
+
+    def nearest(self, scores: Float32, reach: np.float32) -> Int64:
+        """The lists with a score within `reach` of the best, and as many more as the hits need; at most the probes."""
         order = np.argsort(-scores, kind="stable")
-        near = ~(scores[order] < scores.max() - self.reach(self.plan.probe_margin))
-        postings = sum((one.counts.astype(np.int64) for one in self.segments), np.zeros(model.lists, np.int64))[order]
+        near = ~(scores[order] < scores.max() - reach)
+        empty = np.zeros(self.model.lists, np.int64)
+        postings = sum((one.counts.astype(np.int64) for one in self.segments), empty)[order]
         few = np.cumsum(postings) - postings < POSTINGS_PER_HIT * self.k
-        return scores, order[near | few][: self.plan.probes]
+        chosen: Int64 = order[near | few][: self.plan.probes]
+        return chosen
 
     def scan(self, list_scores: Float32, lists: Int64) -> tuple[_Rows, int]:
         """The rows that the codes hand on, and the number of codes summed."""
@@ -185,7 +209,7 @@ class _Search:
         span = np.add.accumulate(most - products.min(axis=1))[-1]  # one after another, unlike sum
         top = list_scores.max() + max((np.float32(one.bias_top) for one in self.segments), default=np.float32(0))
         step = max((np.float32(one.bias_step) for one in self.segments), default=np.float32(0))
-        inverse = 1 / _or_one((np.float32(0.5) * span + np.float32(127.5) * step) / np.float32(DEFICIT_AT_MIDDLE))
+        inverse = 1 / or_one((np.float32(0.5) * span + np.float32(127.5) * step) / np.float32(DEFICIT_AT_MIDDLE))
         entries = _limited((most[:, None] - products) * inverse, MOST_DEFICIT)
         found, codes = [], 0
         for segment in self.segments:
@@ -199,7 +223,7 @@ class _Search:
         """Scores [M, 16] of every centre of the codebook, added dimension by dimension."""
         codebook = self.model.codebook
         blocks, centres, width = codebook.shape
-        query = _fill(self.query, blocks * width).reshape(blocks, width)
+        query = fill(self.query, blocks * width).reshape(blocks, width)
         products = np.zeros((blocks, centres), np.float32)
         for dim in range(width):
             products += query[:, dim, None] * codebook[:, :, dim]
@@ -228,9 +252,9 @@ class _Search:
 
     def score_int8(self, rows: _Rows, lo: int, hi: int) -> Float32:
         """Scores by the int8 rows up to `hi`; dims lo to hi are read now."""
-        scaled = _fill(self.query, self.model.rescore_dims) * self.model.rescore_scale
-        step = _or_one(np.abs(scaled).max() / np.float32(INT8_STEPS))
-        coded = _rounded(scaled / step, INT8_STEPS)[lo:hi]
+        scaled = fill(self.query, self.model.rescore_dims) * self.model.rescore_scale
+        step = or_one(np.abs(scaled).max() / np.float32(INT8_STEPS))
+        coded = rounded(scaled / step, INT8_STEPS)[lo:hi]
         bias = np.zeros(len(rows.row), np.float32)
         for number, segment in enumerate(self.segments):
             (here,) = np.nonzero(rows.segment == number)
@@ -300,24 +324,6 @@ def _table(entries: Array, model: Model, bias_step: np.float32, inverse: np.floa
     return table
 
 
-def _fill(query: Float32, width: int) -> Float32:
-    """The first `width` numbers, with zeros beyond the end."""
-    filled = np.zeros(width, np.float32)
-    filled[: len(query)] = query[:width]
-    return filled
-
-
-def _or_one(step: np.float32) -> np.float32:
-    """The step, or 1 where it is 0, infinite, or too small (below the normal numbers) to divide by."""
-    return step if _SMALLEST <= step < np.inf else np.float32(1)
-
-
-def _rounded(values: Float32, most: int) -> Int64:
-    """Nearest integers, ties to even, within -most to most; NaN gives 0."""
-    whole = np.nan_to_num(np.clip(np.rint(values), -most, most))
-    return np.asarray(whole, np.int64)
-
-
 def _limited(values: Array | np.float32, most: int) -> npt.NDArray[np.int32]:
     """Nearest integers, ties to even, within 0 to most; NaN gives most."""
     below = np.where(values < most, np.rint(values), np.float32(most))
@@ -334,4 +340,4 @@ def resident(array: Array) -> Array:
     return array
 
 
-__all__ = ["GatheredRows", "Model", "Plan", "Searcher", "Segment", "resident"]
+__all__ = ["GatheredRows", "Layer", "Model", "Plan", "Router", "Searcher", "Segment", "resident"]

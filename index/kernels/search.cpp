@@ -50,17 +50,32 @@ Searcher::Searcher(const Model& model, std::vector<Segment> segments, Isa isa)
 
 // ---- route ------------------------------------------------------------------------------------------------------
 
+// The score unit of a query; false where it is not finite.
+bool Searcher::measure(const float* vector, Route& route) const {
+    double lanes[kLanes] = {};
+    primitives_.squares(vector, model_.centre, model_.dims, lanes);
+    route.unit = float(std::sqrt(add_pairwise(lanes)) * model_.spread);
+    return std::isfinite(route.unit);
+}
+
 bool Searcher::route(const float* vectors, size_t count, size_t k, const Plan& plan, Scratch& s, Route* routes) const {
+    if (model_.router) {
+        for (size_t q = 0; q < count; ++q, vectors += model_.dims) {
+            if (!measure(vectors, routes[q])) return false;
+            float* scores = sized(s.scores, model_.partitions);
+            routes[q].best = tree_scores(vectors, plan, s, scores);
+            choose_lists(scores, plan.probe_margin, k, plan, s, routes[q]);
+            rescore_lists(vectors, s, routes[q]);
+        }
+        return true;
+    }
     const size_t covered = model_.covered(), padded = 4 * model_.groups, width = model_.tiles * kTile;
     int8_t* query8 = sized(s.query8, count * padded);
     float scales[kTogether];
     int32_t shifts[kTogether];
     for (size_t q = 0; q < count; ++q, query8 += padded) {
         const float* vector = vectors + q * model_.dims;
-        double lanes[kLanes] = {};
-        primitives_.squares(vector, model_.centre, model_.dims, lanes);
-        routes[q].unit = float(std::sqrt(add_pairwise(lanes)) * model_.spread);
-        if (!std::isfinite(routes[q].unit)) return false;
+        if (!measure(vector, routes[q])) return false;
         const float most = primitives_.peak(vector, covered), step = usable(most / 127.0f);
         shifts[q] = 128 * primitives_.quantise(vector, covered, step, query8);
         scales[q] = model_.centroid_scale * step;
@@ -72,7 +87,7 @@ bool Searcher::route(const float* vectors, size_t count, size_t k, const Plan& p
     for (size_t q = 0; q < count; ++q) {
         routes[q].best = primitives_.list_scores(dots + q * width, model_.partitions, shifts[q], scales[q],
                                                  model_.l2 ? model_.centroid_bias : nullptr, scores);
-        choose_lists(scores, k, plan, s, routes[q]);
+        choose_lists(scores, plan.probe_margin * routes[q].unit, k, plan, s, routes[q]);
     }
     return true;
 }
@@ -89,10 +104,11 @@ size_t Searcher::list_keys(const float* scores, float least, size_t most, Scratc
     return std::min(most, found);
 }
 
-// Appends the keys of the lists to visit, best first, to s.lists.
-void Searcher::choose_lists(const float* scores, size_t k, const Plan& plan, Scratch& s, Route& route) const {
-    constexpr float kAll = -std::numeric_limits<float>::infinity();
-    const float least = std::isinf(plan.probe_margin) ? kAll : route.best - plan.probe_margin * route.unit;
+// Appends the keys of the lists to visit, best first, to s.lists. `reach`: the probe margin in the scores' own scale.
+void Searcher::choose_lists(const float* scores, float reach, size_t k, const Plan& plan, Scratch& s, Route& route) const {
+    // A tree's beam reaches as many lists as may be visited; the others, at -infinity, need no sorting.
+    const float all = model_.router ? std::numeric_limits<float>::lowest() : -std::numeric_limits<float>::infinity();
+    const float least = std::isinf(plan.probe_margin) ? all : route.best - reach;
     const int64_t wanted = kPostingsPerHit * int64_t(k);
     route.start = s.lists.size();
     route.lists = list_keys(scores, least, plan.probes, s);
@@ -100,8 +116,8 @@ void Searcher::choose_lists(const float* scores, size_t k, const Plan& plan, Scr
     for (size_t i = 0; i < route.lists; ++i) postings += postings_[uint32_t(s.lists[route.start + i])];
     if (postings < wanted && route.lists < std::min(plan.probes, model_.partitions)) {  // rare: too few to choose from
         s.lists.resize(route.start);
-        const size_t all = list_keys(scores, kAll, plan.probes, s);
-        for (; route.lists < all && postings < wanted; ++route.lists)
+        const size_t found = list_keys(scores, all, plan.probes, s);
+        for (; route.lists < found && postings < wanted; ++route.lists)
             postings += postings_[uint32_t(s.lists[route.start + route.lists])];
     }
     s.lists.resize(route.start + route.lists);

@@ -7,9 +7,28 @@
 
 namespace nestvec {
 
+// A layer of a router, as bytes: outputs are sums of weights times inputs, plus a bias. Nodes come in groups of siblings
+// that are scored together: the children of one parent.
+struct Layer {
+    const uint8_t* codes;  // [nodes / siblings, tiles, groups, kTile, 4]
+    size_t nodes, siblings, tiles, groups;
+    float half_scale;   // of weights: list_scores doubles where there is a bias
+    const float* bias;  // [nodes]
+};
+
+// A learned tree over the lists.
+struct Router {
+    size_t dims, beam;            // numbers of a query that it sees; nodes kept after each level but the last
+    std::vector<Layer> heads;     // one per level
+    std::vector<Layer> features;  // none, or the two layers of the residual that comes first
+    const float* centroids;       // [partitions, covered]: what codes are residuals of
+    size_t covered;
+};
+
 struct Model {
     bool l2;
     size_t dims, partitions, tiles, groups;  // groups of 4 dims that the centroids cover
+    const Router* router;                    // or null: the centroids choose the lists
     const uint8_t* centroid_codes;           // [tiles, groups, kTile, 4]
     float centroid_scale;
     const float* centroid_bias;  // [partitions]
@@ -73,7 +92,7 @@ struct Scratch {
     std::vector<int8_t> query8, high, low;
     std::vector<int32_t> dots;
     std::vector<uint32_t> sums;
-    std::vector<float> scores, products, greatest, least, weights, row_scores, sorted;
+    std::vector<float> scores, products, greatest, least, weights, row_scores, sorted, hidden, seen, level, below;
     std::vector<uint64_t> lists, keys, order;
     std::vector<uint8_t> tables, deficits, pending_deficits;
     std::vector<uint32_t> positions, pending_positions;
@@ -107,9 +126,20 @@ class Searcher {
 
    private:
     struct Query;
+    struct Input {
+        float step;
+        int32_t shift;
+    };
 
+    Input read_in(const float* x, size_t n, const Layer& layer, Scratch& scratch) const;
+    float layer_out(const Layer& layer, size_t parent, const Input& input, Scratch& scratch, float* out) const;
+    const float* router_features(const float* vector, const Router& router, Scratch& scratch) const;
+    float tree_scores(const float* vector, const Plan& plan, Scratch& scratch, float* scores) const;
+    void children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& scratch, float* out) const;
+    void rescore_lists(const float* vector, Scratch& scratch, Route& route) const;
+    bool measure(const float* vector, Route& route) const;
     size_t list_keys(const float* scores, float least, size_t most, Scratch& scratch) const;
-    void choose_lists(const float* scores, size_t k, const Plan& plan, Scratch& scratch, Route& route) const;
+    void choose_lists(const float* scores, float reach, size_t k, const Plan& plan, Scratch& scratch, Route& route) const;
     void schedule(Query& query) const;
     void make_tables(Query& query) const;
     void make_bias_table(Query& query, float step) const;

@@ -24,12 +24,13 @@ from nestvec.cli.options import (
     comma_list,
     json_object,
 )
-from nestvec.cli.output import note, print_json, print_line, progress_reporter
+from nestvec.cli.output import ProgressCallback, note, print_json, print_line, progress_reporter
 from nestvec.cli.signals import stops_interrupt, uninterrupted
 
 if TYPE_CHECKING:
     import nestvec
     from nestvec.engine.collection import Collection as EngineCollection
+    from nestvec.train.ehi.choose import Choice
 
 DEFAULT_ENCODER = "static"
 Rotation = Literal["auto", "pca", "none"]
@@ -66,7 +67,17 @@ def build(
         str, typer.Option(help="auto, pca or none: make prefixes meaningful by principal axes.")
     ] = "auto",
     skip_bad: Annotated[Path | None, typer.Option(help="Write bad rows to this .jsonl file and go on.")] = None,
-    route: Annotated[str | None, typer.Option(help="soar, faiss or scann: whose index. [default: soar]")] = None,
+    route: Annotated[
+        str | None,
+        typer.Option(help="soar, faiss or scann: whose index; auto: soar or a tree from --pairs. [default: soar]"),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="For the route auto: queries and the documents they want (.jsonl, .parquet, .tsv)."),
+    ] = None,
+    measure: Annotated[
+        str, typer.Option(help="What the route auto compares on queries held out: ndcg or recall.")
+    ] = "ndcg",
     library: Annotated[
         str | None,
         typer.Option(metavar="JSON", help='Its settings, such as \'{"factory": "IVF256,PQ48x4fs"}\' for faiss.'),
@@ -90,6 +101,7 @@ def build(
     from nestvec.engine.sources import open_source
 
     rotation, settings = _rotation(rotate), json_object(library, "--library")
+    chooses = _chooses(route, pairs)
     source = open_source(
         sources,
         id_column=id_column,
@@ -120,14 +132,19 @@ def build(
             progress=progress,
             partitions=partitions,
             rescore=rescore,
-            route=route,
+            route=None if chooses else route,
             library=settings,
             calibrate=calibrate,
         )
+        choice = _choice(target, pairs, measure, progress) if chooses and pairs is not None else None
     if json:
-        print_json({"collection": collection, **{each.name: getattr(report, each.name) for each in fields(report)}})
+        chosen = {} if choice is None else {"choice": choice}
+        told = {each.name: getattr(report, each.name) for each in fields(report)}
+        print_json({"collection": collection, **told, **chosen})
     else:
         _print_report(collection, report, skip_bad)
+        if choice is not None:
+            _print_choice(choice)
 
 
 def _print_report(collection: str, report: nestvec.BuildReport, rejects: Path | None) -> None:
@@ -140,6 +157,36 @@ def _print_report(collection: str, report: nestvec.BuildReport, rejects: Path | 
     print_line(f"  {rotation}{recall}")
     if report.rejected:
         print_line(f"  {report.rejected:,} bad rows skipped, listed in {rejects}")
+
+
+def _chooses(route: str | None, pairs: Path | None) -> bool:
+    """Whether the route is to be chosen by pairs."""
+    from nestvec.errors import InvalidInput
+
+    if (route == "auto") != (pairs is not None):
+        raise InvalidInput("--route auto needs --pairs to measure with, and --pairs are for --route auto")
+    return route == "auto"
+
+
+def _choice(target: EngineCollection, pairs: Path, measure: str, progress: ProgressCallback) -> Choice:
+    from nestvec.train.ehi.choose import choose
+    from nestvec.train.ehi.config import TreeSettings, default_branches, default_epochs
+    from nestvec.train.ehi.pairs import read_pairs
+
+    asked = read_pairs(pairs)
+    for_adapter, for_router = default_epochs(len(asked))
+    settings = TreeSettings(branches=default_branches(target.count()), adapter_epochs=for_adapter, epochs=for_router)
+    return choose(target, asked, settings, measure=measure, progress=progress)  # type: ignore[arg-type]
+
+
+def _print_choice(choice: Choice) -> None:
+    name = {"ndcg": "nDCG@10", "recall": "recall@10"}[choice.measure]
+    print_line(
+        f"  kept {choice.route}: {name} {choice.ehi:.3f} by a learned tree, {choice.soar:.3f} by soar, on "
+        f"{choice.report.held:,} queries held out, at the cost of scoring {choice.share:.1%} of the documents"
+    )
+    if choice.why is not None:
+        print_line(f"  the tree could not be kept: {choice.why}")
 
 
 def _rotation(value: str) -> Rotation:

@@ -22,7 +22,8 @@ _RECALL_OF_INTEREST = 0.7
 
 def funnel(found: Explanation) -> list[str]:
     """An explanation as lines of text: why this plan, what its neighbours would do, and the rows left by each step."""
-    return [*_why(found), *_instead(found.choice), *(_steps(found.rows, found.work) if found.work else ())]
+    steps = _steps(found.rows, found.work, found.choice.plan.route) if found.work else ()
+    return [*_why(found), *_instead(found.choice), *steps]
 
 
 def _why(found: Explanation) -> Iterator[str]:
@@ -54,14 +55,15 @@ def _point(point: OperatingPoint) -> str:
     )
 
 
-def _steps(rows: int, work: Work) -> Iterator[str]:
+def _steps(rows: int, work: Work, route: str) -> Iterator[str]:
     """One line for each step: a bar for the rows that came in, as long as their logarithm."""
     yield ""
     yield f"{rows:,} rows"
     names = [step for step in work.micros if step not in ("encode", "exact")]
     if len(names) > len(work.stages):
         out = work.codes if work.codes else None
-        yield _step(f"{work.partitions} lists", rows, out, work.micros[names.pop(0)], None, rows)
+        lists = "leaves" if route == "ehi" else "lists"
+        yield _step(f"{work.partitions} {lists}", rows, out, work.micros[names.pop(0)], None, rows)
     if len(names) != len(work.stages):  # it was asked again, with a wider plan
         names = ["stage"] * len(work.stages)
     for step, cut in zip(names, work.stages, strict=True):
@@ -72,7 +74,8 @@ def _steps(rows: int, work: Work) -> Iterator[str]:
         yield _step(
             "exact", work.rows if alone else None, None, work.micros["exact"], work.bytes if alone else None, rows
         )
-    yield f"{sum(work.micros.values()):,.0f} µs in all, {_bytes(work.bytes)} read"
+    routed = f", {work.router:,} multiply-adds of the router" if work.router else ""
+    yield f"{sum(work.micros.values()):,.0f} µs in all, {_bytes(work.bytes)} read{routed}"
 
 
 def _step(name: str, into: int | None, out: int | None, micros: float, size: int | None, rows: int) -> str:

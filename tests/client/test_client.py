@@ -470,6 +470,7 @@ NOT_REMOTE = {
         "deleted",
         "fresh",
         "import_batches",
+        "install_tree",
         "part",
         "reader",
         "verify",

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from nestvec.index.ehi import model as ehi
+from nestvec.index.ehi import store as ehi_store
+from nestvec.index.ehi.router import Layer, Residual, Router
 from nestvec.index.funnel import Cut, FunnelPlan, Stage
 from nestvec.index.library import scann
 from nestvec.index.library.faiss import FaissConfig
 from nestvec.index.library.search import LibraryConfig, LibraryIndex, LibraryPart, LibrarySearcher
+from nestvec.index.lists.model import ListModel
+from nestvec.index.lists.search import ListIndex, ListSearcher, SearchPart
+from nestvec.index.lists.store import postings_arrays, postings_from
 from nestvec.index.metric import Metric
 from nestvec.index.rescore import RescoreRows, rescore_rows
 from nestvec.index.scan import exact_search
+from nestvec.index.soar import store as soar_store
 from nestvec.index.soar.assign import assign
-from nestvec.index.soar.search import SearchPart, SoarIndex, SoarSearcher
-from nestvec.index.soar.store import model_arrays, model_from, postings_arrays, postings_from
-from nestvec.index.soar.train import SoarConfig, SoarModel, train
+from nestvec.index.soar.train import SoarConfig, train
 
 N, DIMS = 1500, 32
 PARTS = (700, 0, 799, 1)  # rows of each segment
@@ -35,6 +41,18 @@ NARROW = FunnelPlan(4, 0.5, Cut(60, 0.4), (Stage(8, 30, 0.3), Stage(20, 12)))
 BY_COUNT = FunnelPlan(4, shortlist=Cut(60), stages=(Stage(8, 30), Stage(20, 12)))
 SHORT = (replace(ALL, stages=(Stage(8, 12),)), replace(ALL, shortlist=Cut(1, 0.0)))
 SHORT_BY_COUNT = (replace(ALL, stages=(Stage(8, 12),)), replace(ALL, shortlist=Cut(1)))
+
+EHI = ehi.EhiConfig(12, partition_dims=16, code_dims=11, dims_per_block=3, rescore_dims=64, iterations=4, seed=7)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A tree with those branches, features of so many hidden numbers, and other settings of its config."""
+
+    branches: tuple[int, ...]
+    hidden: int = 0
+    filing: dict[str, Any] = field(default_factory=dict)
+
 
 Answer = tuple[np.ndarray, np.ndarray]
 Search = Callable[[np.ndarray, int, FunnelPlan], Answer]
@@ -91,8 +109,32 @@ def exact_route(vectors: np.ndarray, metric: Metric) -> Callable[[np.ndarray | N
     return open_route
 
 
-def soar_route(vectors: np.ndarray, metric: Metric, config: SoarConfig) -> Callable[[np.ndarray | None, bool], Search]:
-    model = train(vectors, config, metric)
+def grown_tree(vectors: np.ndarray, branches: tuple[int, ...], hidden: int = 0) -> Router:
+    """A tree whose heads point at rows of each node's own, with random features on top if `hidden`."""
+    rng, rows = np.random.default_rng(5), vectors.astype(np.float32)
+    heads, count = [], 1
+    for branch in branches:
+        count *= branch
+        weights = 12 * rows[rng.integers(0, len(rows), count), :20]
+        heads.append(Layer(np.ascontiguousarray(weights), rng.standard_normal(count).astype(np.float32)))
+    if not hidden:
+        return Router(branches, tuple(heads), beam=1)
+    first, second = (rng.standard_normal(shape).astype(np.float32) * 0.2 for shape in ((hidden, 20), (20, hidden)))
+    features = Residual(Layer(first, np.zeros(hidden, np.float32)), Layer(second, np.zeros(20, np.float32)))
+    return Router(branches, tuple(heads), features, beam=1)
+
+
+def trained(vectors: np.ndarray, metric: Metric, config: SoarConfig | Grown) -> ListModel:
+    if isinstance(config, SoarConfig):
+        return train(vectors, config, metric)
+    router = grown_tree(vectors, config.branches, config.hidden)
+    return ehi.train(vectors, router, replace(EHI, partitions=router.leaves, **config.filing), metric)
+
+
+def lists_route(
+    vectors: np.ndarray, metric: Metric, config: SoarConfig | Grown
+) -> Callable[[np.ndarray | None, bool], Search]:
+    model = trained(vectors, metric, config)
     indexes = [index_of(model, rows) for rows, _ in segments(vectors)]
 
     def open_route(allowed: np.ndarray | None, reload: bool) -> Search:
@@ -101,19 +143,22 @@ def soar_route(vectors: np.ndarray, metric: Metric, config: SoarConfig) -> Calla
             SearchPart(index, rows, seqs, None if allowed is None else allowed[seqs])
             for index, (rows, seqs) in zip(used, segments(vectors), strict=True)
         ]
-        return SoarSearcher(parts).search
+        return ListSearcher(parts).search
 
     return open_route
 
 
-def index_of(model: SoarModel, rows: np.ndarray) -> SoarIndex:
-    return SoarIndex(model, assign(model, rows), rescore_rows(model, rows) if model.config.rescore_dims else None)
+def index_of(model: ListModel, rows: np.ndarray) -> ListIndex:
+    postings = ehi.assign(model, rows) if isinstance(model, ehi.EhiModel) else assign(model, rows)
+    return ListIndex(model, postings, rescore_rows(model, rows) if model.config.rescore_dims else None)
 
 
-def reloaded(indexes: list[SoarIndex]) -> list[SoarIndex]:
-    model = model_from(*model_arrays(indexes[0].model))
+def reloaded(indexes: list[ListIndex]) -> list[ListIndex]:
+    held = indexes[0].model
+    store = ehi_store if isinstance(held, ehi.EhiModel) else soar_store
+    model = store.model_from(*store.model_arrays(held))
     return [
-        SoarIndex(
+        ListIndex(
             model,
             postings_from(*postings_arrays(index.postings)),
             RescoreRows(index.rescore.codes, index.rescore.bias) if index.rescore else None,
@@ -162,6 +207,12 @@ ROUTES = {
     "soar": CONFIG,
     "soar plain": replace(CONFIG, spill_share=0.0, anisotropy=1.0, rescore_dims=0),
     "soar spilled": replace(CONFIG, spill_share=1.0, dims_per_block=2),
+    "ehi": Grown((12,)),
+    "ehi features": Grown((12,), hidden=7),
+    "ehi two levels": Grown((3, 4)),
+    "ehi two leaves a row": Grown((4, 2), filing={"leaves_per_row": 2}),
+    "ehi spilled": Grown((12,), filing={"spill": "soar"}),
+    "ehi plain": Grown((2, 3, 2), filing={"rescore_dims": 0, "anisotropy": 1.0}),
 }
 
 
@@ -184,7 +235,8 @@ def case(request: pytest.FixtureRequest, metric: Metric, dtype: str) -> Case:
         route = library_route(vectors, metric, request.param)
         return Case(vectors, queries, metric, route, False, BY_COUNT, SHORT_BY_COUNT)
     config = ROUTES[request.param]
-    return Case(vectors, queries, metric, soar_route(vectors, metric, config), config.rescore_dims > 0)
+    int8 = config.rescore_dims > 0 if isinstance(config, SoarConfig) else "rescore_dims" not in config.filing
+    return Case(vectors, queries, metric, lists_route(vectors, metric, config), int8)
 
 
 def stored_vectors(metric: Metric, dtype: str) -> tuple[np.ndarray, np.ndarray]:
@@ -290,8 +342,9 @@ def test_building_twice_with_a_library_gives_the_same_answers(metric: Metric, na
         assert_same(one(query, 10, BY_COUNT), other(query, 10, BY_COUNT))
 
 
-def test_building_twice_gives_the_same_answers(metric: Metric) -> None:
+@pytest.mark.parametrize("name", ["soar", "ehi spilled"])
+def test_building_twice_gives_the_same_answers(metric: Metric, name: str) -> None:
     vectors = nested_vectors(N, DIMS, 1)
-    one, other = (soar_route(vectors.copy(), metric, CONFIG)(None, False) for _ in range(2))
+    one, other = (lists_route(vectors.copy(), metric, ROUTES[name])(None, False) for _ in range(2))
     for query in nested_vectors(5, DIMS, 4):
         assert_same(one(query, 10, NARROW), other(query, 10, NARROW))

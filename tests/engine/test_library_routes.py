@@ -217,7 +217,7 @@ def test_a_reader_and_a_batch_answer_as_single_searches_do(tmp_path: Path, route
         ("faiss", {"factory": "Flat", "dims": 0}, "dims must be a prefix's length, from 1 to 24; got 0"),
         ("faiss", {"factory": "Flat", "nprobe": 3}, r"is told its factory, and optionally dims; got \['factory', 'npr"),
         ("faiss", None, "is told its factory"),
-        ("hnsw", None, "must be one of soar, faiss, scann; got 'hnsw'"),
+        ("hnsw", None, "must be one of soar, ehi, faiss, scann; got 'hnsw'"),
         ("soar", {"factory": "Flat"}, "leave them out for soar"),
         ("scann", {"leafs": 3}, "has the settings dims, leaves"),
         ("scann", {"leaves": 0}, "leaves must be a whole number from 1"),

@@ -36,19 +36,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of a Model, its Segments and some searches."""
+    """Arguments of a Model, its Segments and some searches; `tree`: of the Router that chooses lists, if any does."""
 
     model: dict[str, Any]
     segments: tuple[dict[str, Any], ...]
     queries: Any
     k: int = 10
     plan: Plan = Plan()
+    tree: dict[str, Any] | None = None
     gathered: bool = False  # int8 rows are read as GatheredRows
 
     def searcher(self, module: ModuleType) -> Any:  # noqa: ANN401
         given = [gathered(one, module) if self.gathered else one for one in self.segments]
         segments = [module.Segment(*one.values()) for one in given]
-        return module.Searcher(module.Model(*self.model.values()), segments)
+        if self.tree is None:
+            return module.Searcher(module.Model(*self.model.values()), segments)
+        routed = {**self.model, "centroid_codes": None, "centroid_scale": 1.0}
+        return module.Searcher(module.Model(*routed.values(), router_on(module, self.tree)), segments)
 
     def answers(self, module: ModuleType) -> list[Answer]:
         searcher, plan = self.searcher(module), self.plan.on(module)
@@ -167,6 +171,42 @@ def make_segment(
     }
 
 
+def router_on(module: ModuleType, tree: dict[str, Any]) -> Any:  # noqa: ANN401
+    layers = {name: [module.Layer(*layer) for layer in tree[name]] for name in ("heads", "features")}
+    return module.Router(*(tree | layers).values())
+
+
+def make_tree(rng: np.random.Generator, model: dict[str, Any], sample: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A tree of one, two or three levels over the model's lists: heads point at rows of the sample."""
+    lists, dims = len(model["centroid_bias"]), int(rng.integers(1, sample.shape[1] + 1))
+    branches = [lists]
+    for divisor in (2, 5, 3):
+        if branches[-1] % divisor == 0 and rng.random() < 0.7:
+            branches[-1:] = [divisor, branches[-1] // divisor][:: int(rng.choice([-1, 1]))]
+
+    def layer(nodes: int, inputs: int, siblings: int, size: float) -> tuple[Any, ...]:
+        weights = sample[rng.integers(0, len(sample), nodes)][:, np.arange(inputs) % sample.shape[1]] * size
+        step = float(np.abs(weights).max() / 127) or 1.0
+        codes = np.full((nodes, -(-inputs // 4) * 4), 128, np.uint8)
+        codes[:, :inputs] = np.rint(weights / step) + 128
+        return codes, step, rng.standard_normal(nodes).astype(np.float32), siblings
+
+    nodes = np.cumprod(branches).tolist()
+    hidden = int(rng.choice([0, 0, 1, 3, 20, 70]))
+    covered = 4 * len(model["centroid_codes"])
+    centroids = (model["centroid_codes"].transpose(1, 0, 2).reshape(-1, covered)[:lists].astype(np.float32) - 128) * (
+        np.float32(model["centroid_scale"])
+    )
+    size = float(rng.choice([0.05, 1.0, 4.0]))
+    return {
+        "dims": dims,
+        "heads": [layer(one, dims, branch, size) for one, branch in zip(nodes, branches, strict=True)],
+        "features": [layer(hidden, dims, hidden, 0.5), layer(dims, hidden, dims, 0.5)] if hidden else [],
+        "beam": int(rng.choice([1, 2, 8])),
+        "centroids": np.ascontiguousarray(centroids[:, : sample.shape[1]]),
+    }
+
+
 def make_mask(rng: np.random.Generator, n: int) -> Any:  # noqa: ANN401
     share = rng.choice([-1, -1, 0, 0.02, 0.5, 1])
     if share < 0:
@@ -223,7 +263,8 @@ def make_case(seed: int, *, whole: bool = False) -> Case:
         queries[1] *= rng.choice([0, 1e-20, 1e-6, 1e6, 1e15])
     plan = Plan() if whole else make_plan(rng, lists, n, dims, rescore_dims, l2)
     k = int(rng.choice([1, 2, 3, 10, 60, n + 3]))
-    return Case(model, tuple(segments), queries, k, plan, gathered=bool(rng.integers(2)))
+    tree = make_tree(rng, model, x.astype(np.float32)) if rng.random() < 0.4 else None
+    return Case(model, tuple(segments), queries, k, plan, tree, gathered=bool(rng.integers(2)))
 
 
 @cache
@@ -272,6 +313,12 @@ def test_the_random_searches_reach_every_cut() -> None:
             seen |= {"lists by count"} if visited == plan.probes < lists else set()
             seen |= {"codes by margin"} if case.k < shortlist < min(plan.keep, case.n) and plan.margin < 3 else set()
             seen |= {"codes by count"} if case.k < shortlist == plan.keep else set()
+            depth = len(case.tree["heads"]) if case.tree else 0
+            if depth and visited < min(lists, plan.probes):
+                seen.add(f"tree of {depth} by margin")
+            if depth > 1 and plan.probes < lists and case.tree and case.tree["beam"] == 1:
+                seen.add("narrow beam")
+            seen |= {"features"} if case.tree and case.tree["features"] else set()
             seen |= {"nothing found"} if shortlist == 0 else set()
             seen |= {"fewer than k"} if 0 < len(seqs) < case.k else set()
             seen |= {"ties"} if len(np.unique(scores)) < len(scores) else set()
@@ -287,7 +334,8 @@ def test_the_random_searches_reach_every_cut() -> None:
     ]
     assert seen == {
         "lists by margin", "lists by count", "codes by margin", "codes by count", "nothing found", "fewer than k",
-        "ties", "two int8 stages", *kinds,
+        "ties", "two int8 stages", "tree of 1 by margin", "tree of 2 by margin", "tree of 3 by margin", "narrow beam",
+        "features", *kinds,
     }  # fmt: skip
 
 

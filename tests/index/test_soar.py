@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from nestvec.errors import Damaged, InvalidInput
+from nestvec.index.lists.loss import nearest_and_spill
+from nestvec.index.lists.store import postings_arrays, postings_from
 from nestvec.index.metric import Metric
 from nestvec.index.postings import BLOCK, PADDING, Postings, build_postings, check_postings
 from nestvec.index.quantize import directions, nested_prefix, pad_dims
 from nestvec.index.soar.assign import assign
-from nestvec.index.soar.loss import nearest_and_spill
-from nestvec.index.soar.store import model_arrays, model_from, postings_arrays, postings_from
+from nestvec.index.soar.store import model_arrays, model_from
 from nestvec.index.soar.train import SoarConfig, SoarModel, default_config, train
 
 N, DIMS = 2000, 48
@@ -218,7 +219,7 @@ def test_the_number_of_processors_changes_nothing(
     model: SoarModel, vectors: np.ndarray, postings: Postings, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: threads)
-    monkeypatch.setattr("nestvec.index.soar.assign._BLOCK_FLOATS", 24 * 300)
+    monkeypatch.setattr("nestvec.index.lists.filing._BLOCK_FLOATS", 24 * 300)
     again = assign(model, vectors)
     for one, other in zip(postings_arrays(postings)[1].values(), postings_arrays(again)[1].values(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -227,7 +228,7 @@ def test_the_number_of_processors_changes_nothing(
 def test_an_error_while_assigning_reaches_the_caller_at_once(
     model: SoarModel, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nestvec.index.soar.assign._BLOCK_FLOATS", 24 * 10)
+    monkeypatch.setattr("nestvec.index.lists.filing._BLOCK_FLOATS", 24 * 10)
     done: list[int] = []
 
     def stop(rows: int) -> None:
@@ -246,7 +247,7 @@ def test_assigning_in_blocks_or_from_disk_or_from_half_precision_changes_nothing
     half.tofile(tmp_path / "rows")
     mapped = np.memmap(tmp_path / "rows", np.float16, "r", shape=half.shape)
     whole = assign(model, half.astype(np.float32))
-    monkeypatch.setattr("nestvec.index.soar.assign._BLOCK_FLOATS", 24 * 300)
+    monkeypatch.setattr("nestvec.index.lists.filing._BLOCK_FLOATS", 24 * 300)
     done: list[int] = []
     blocks = assign(model, mapped, progress=done.append)
     assert done == [300, 600, 900, 1200, 1500, 1800, 2000]

@@ -11,11 +11,11 @@ import pytest
 from nestvec.errors import InvalidInput
 from nestvec.index import kernels
 from nestvec.index.funnel import Cut, FunnelPlan, Stage
+from nestvec.index.lists.search import ListIndex, ListSearcher, SearchPart, native_model, native_plan
 from nestvec.index.metric import Metric
 from nestvec.index.rescore import RescoreRows, rescore_rows
 from nestvec.index.scan import exact_search
 from nestvec.index.soar.assign import assign
-from nestvec.index.soar.search import SearchPart, SoarIndex, SoarSearcher, native_model, native_plan
 from nestvec.index.soar.train import SoarConfig, SoarModel, default_config, train
 
 N, DIMS = 6000, 96
@@ -36,7 +36,7 @@ STORED, QUERIES = nested_vectors(N, DIMS, 10), nested_vectors(100, DIMS, 11)
 
 
 def part_of(model: SoarModel, vectors: np.ndarray, start: int = 0) -> SearchPart:
-    index = SoarIndex(model, assign(model, vectors), rescore_rows(model, vectors))
+    index = ListIndex(model, assign(model, vectors), rescore_rows(model, vectors))
     return SearchPart(index, vectors, np.arange(start, start + len(vectors)), None)
 
 
@@ -51,11 +51,11 @@ def part(model: SoarModel) -> SearchPart:
 
 
 @pytest.fixture(scope="module")
-def searcher(part: SearchPart) -> SoarSearcher:
-    return SoarSearcher([part])
+def searcher(part: SearchPart) -> ListSearcher:
+    return ListSearcher([part])
 
 
-def test_recall_on_nested_data_is_above_nine_tenths(searcher: SoarSearcher) -> None:
+def test_recall_on_nested_data_is_above_nine_tenths(searcher: ListSearcher) -> None:
     found = 0
     for query in QUERIES:
         seqs, _, work = searcher.search_counted(query, 10, FUNNEL)
@@ -65,7 +65,7 @@ def test_recall_on_nested_data_is_above_nine_tenths(searcher: SoarSearcher) -> N
     assert found / 1000 > 0.9
 
 
-def test_scores_are_the_exact_scores_in_order(searcher: SoarSearcher) -> None:
+def test_scores_are_the_exact_scores_in_order(searcher: ListSearcher) -> None:
     for query in QUERIES[:20]:
         rows, scores = exact_search(STORED, query, N, metric=searcher.model.metric)
         exact = dict(zip(rows.tolist(), scores.tolist(), strict=True))
@@ -74,7 +74,7 @@ def test_scores_are_the_exact_scores_in_order(searcher: SoarSearcher) -> None:
         assert (np.diff(found) <= 0).all()
 
 
-def test_a_batch_and_a_counted_search_answer_as_single_searches(searcher: SoarSearcher) -> None:
+def test_a_batch_and_a_counted_search_answer_as_single_searches(searcher: ListSearcher) -> None:
     for threads in (1, 3):
         seqs, scores, works = searcher.search_batch(QUERIES, 7, FUNNEL, threads)
         for i, query in enumerate(QUERIES):
@@ -91,14 +91,14 @@ def test_a_batch_and_a_counted_search_answer_as_single_searches(searcher: SoarSe
 
 
 def test_a_batch_marks_what_was_not_found(model: SoarModel) -> None:
-    few = SoarSearcher([part_of(model, STORED[:3])])
+    few = ListSearcher([part_of(model, STORED[:3])])
     seqs, scores, _ = few.search_batch(QUERIES[:2], 5, FunnelPlan(64))
     assert (seqs[:, 3:] == -1).all()
     assert np.isneginf(scores[:, 3:]).all()
     assert (np.sort(seqs[:, :3], axis=1) == [0, 1, 2]).all()
 
 
-def test_work_counts_lists_codes_rows_and_bytes(searcher: SoarSearcher) -> None:
+def test_work_counts_lists_codes_rows_and_bytes(searcher: ListSearcher) -> None:
     _, _, work = searcher.search_counted(QUERIES[0], 5, FUNNEL)
     counts = [stage["in"] for stage in work.stages] + [work.stages[-1]["out"]]
     assert [stage["dims"] for stage in work.stages] == [48, 64, 80, 96]
@@ -115,7 +115,7 @@ def test_work_counts_lists_codes_rows_and_bytes(searcher: SoarSearcher) -> None:
     assert all(taken >= 0 for taken in work.micros.values())
 
 
-def test_the_shortlist_of_a_plan_without_one_follows_its_first_stage(searcher: SoarSearcher) -> None:
+def test_the_shortlist_of_a_plan_without_one_follows_its_first_stage(searcher: ListSearcher) -> None:
     def shortlist(plan: FunnelPlan, k: int) -> int:
         return searcher.search_counted(QUERIES[1], k, plan)[2].rows
 
@@ -127,7 +127,7 @@ def test_the_shortlist_of_a_plan_without_one_follows_its_first_stage(searcher: S
     assert native_plan(wide, 5) is native_plan(FunnelPlan(64), 5)
 
 
-def test_cosine_stages_are_for_dot(searcher: SoarSearcher) -> None:
+def test_cosine_stages_are_for_dot(searcher: ListSearcher) -> None:
     plan = FunnelPlan(64, stages=(Stage(40, N),), stage_metric="cosine")
     if searcher.model.metric == "dot":
         seqs, _ = searcher.search(QUERIES[0], 9, plan)
@@ -137,7 +137,7 @@ def test_cosine_stages_are_for_dot(searcher: SoarSearcher) -> None:
             searcher.search(QUERIES[0], 9, plan)
 
 
-def test_what_a_search_cannot_use_is_refused(searcher: SoarSearcher, part: SearchPart) -> None:
+def test_what_a_search_cannot_use_is_refused(searcher: ListSearcher, part: SearchPart) -> None:
     with pytest.raises(InvalidInput, match="k must be >= 1, got 0"):
         searcher.search(QUERIES[0], 0, FUNNEL)
     for query in (QUERIES[0][:5], QUERIES[:2]):
@@ -149,7 +149,7 @@ def test_what_a_search_cannot_use_is_refused(searcher: SoarSearcher, part: Searc
     for stage, message in ((Stage(97, 5), "96"), (Stage(128, 5, rows="int8"), "64"), (Stage(32, 5, rows="int8"), "64")):
         with pytest.raises(InvalidInput, match=message):
             searcher.search(QUERIES[0], 5, FunnelPlan(4, stages=(stage,)))
-    bare = SoarSearcher([replace(part, index=SoarIndex(part.index.model, part.index.postings, None))])
+    bare = ListSearcher([replace(part, index=ListIndex(part.index.model, part.index.postings, None))])
     with pytest.raises(InvalidInput, match="int8 rows"):
         bare.search(QUERIES[0], 5, FUNNEL)
     assert len(bare.search(QUERIES[0], 5, FunnelPlan(4))[0]) == 5
@@ -166,24 +166,24 @@ def test_parts_that_do_not_fit_are_refused(part: SearchPart) -> None:
         ([replace(part, allowed=np.ones(7, np.bool_))], r"allowed must be bool of shape \(6000,\)"),
     ):
         with pytest.raises(InvalidInput, match=message):
-            SoarSearcher(parts)
+            ListSearcher(parts)
 
 
 def test_an_index_of_parts_that_do_not_fit_is_refused(part: SearchPart) -> None:
     model, postings, rescore = part.index.model, part.index.postings, part.index.rescore
     assert rescore is not None
     assert part.index.resident_bytes == postings.nbytes + rescore.nbytes
-    assert SoarIndex(model, postings, None).resident_bytes == postings.nbytes
+    assert ListIndex(model, postings, None).resident_bytes == postings.nbytes
     fewer = train(STORED, replace(CONFIG, partitions=8), model.metric)
     metric: Metric = "l2" if model.metric == "dot" else "dot"
     for wrong in (fewer, train(STORED, CONFIG, metric)):
         with pytest.raises(InvalidInput, match="assign the rows with this model"):
-            SoarIndex(wrong, postings, None)
+            ListIndex(wrong, postings, None)
     with pytest.raises(InvalidInput, match=r"uint8 \(6000, 64\), got uint8 \(5999, 64\)"):
-        SoarIndex(model, postings, RescoreRows(rescore.codes[1:], rescore.bias))
+        ListIndex(model, postings, RescoreRows(rescore.codes[1:], rescore.bias))
     changed = None if rescore.bias is not None else np.zeros(N, np.float32)
     with pytest.raises(InvalidInput, match="only for 'l2'"):
-        SoarIndex(model, postings, RescoreRows(rescore.codes, changed))
+        ListIndex(model, postings, RescoreRows(rescore.codes, changed))
 
 
 def test_another_mask_keeps_the_checked_segment(part: SearchPart) -> None:
@@ -192,8 +192,8 @@ def test_another_mask_keeps_the_checked_segment(part: SearchPart) -> None:
     assert index.segment(part.vectors, part.seqs, None) is first
     assert index.segment(part.vectors, part.seqs + 1, None) is not first
     none = np.zeros(N, np.bool_)
-    assert len(SoarSearcher([replace(part, allowed=none)]).search(QUERIES[0], 5, FUNNEL)[0]) == 0
-    assert len(SoarSearcher([part]).search(QUERIES[0], 5, FUNNEL)[0]) == 5
+    assert len(ListSearcher([replace(part, allowed=none)]).search(QUERIES[0], 5, FUNNEL)[0]) == 0
+    assert len(ListSearcher([part]).search(QUERIES[0], 5, FUNNEL)[0]) == 5
 
 
 def test_centroid_codes_stand_for_the_centroids(model: SoarModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +222,12 @@ def test_centroid_codes_stand_for_the_centroids(model: SoarModel, monkeypatch: p
 def test_a_handful_of_rows_or_only_duplicates_can_be_searched(n: int, metric: Metric) -> None:
     stored = np.tile(nested_vectors(1, 8, 0), (n, 1))
     model = train(stored, default_config(n, 8, (4, 8)), metric)
-    seqs, scores = SoarSearcher([part_of(model, stored, 5)]).search(stored[0], 99, FunnelPlan(99))
+    seqs, scores = ListSearcher([part_of(model, stored, 5)]).search(stored[0], 99, FunnelPlan(99))
     assert seqs.tolist() == list(range(5, 5 + n))
     assert len(set(scores.tolist())) == 1
 
 
 def test_a_segment_without_rows_has_no_hits(model: SoarModel) -> None:
-    searcher = SoarSearcher([part_of(model, STORED[:0])])
+    searcher = ListSearcher([part_of(model, STORED[:0])])
     seqs, scores, work = searcher.search_counted(QUERIES[0], 5, replace(FUNNEL, shortlist=Cut(10, math.inf)))
     assert len(seqs) == len(scores) == work.codes == work.rows == 0

@@ -58,14 +58,15 @@ def nearest_and_spill(
         distances += np.diagonal(table.gram)
         first[tile] = distances.argmin(axis=1)
         if soar_lambda is not None:
-            second[tile], gain[tile] = _spill(rows, products, distances, first[tile], soar_lambda, table)
+            second[tile], gain[tile] = spill(rows, products, distances, first[tile], soar_lambda, table)
     return first, second, gain
 
 
-def _spill(
+def spill(
     rows: Float32, products: Float32, distances: Float32, first: Lists, soar_lambda: float, table: SpillTable
 ) -> tuple[Lists, Float32]:
-    """Second lists and gains of one tile; overwrites `products`, [rows, lists] like `distances` (less ||x||^2)."""
+    """(second lists, gains) of rows whose first lists are known; rows float32 [m, d] less the table's mean, `products`
+    and `distances` (less ||x||^2) [m, lists]; overwrites `products`."""
     residuals = rows - table.centred[first]
     squares = np.einsum("ij,ij->i", residuals, residuals)
     # <r, x - c> = <r, x> - (<x, c> - <c1, c>): one gather of Gram rows instead of a second product.

@@ -19,11 +19,11 @@ import numpy.typing as npt
 from nestvec.errors import InvalidInput
 from nestvec.index import kernels
 from nestvec.index.funnel import SHORTLIST_FACTOR, FunnelPlan
+from nestvec.index.lists.model import ListModel
 from nestvec.index.metric import check_stage_metric
 from nestvec.index.postings import Postings
 from nestvec.index.rescore import RescoreRows
 from nestvec.index.selection import Rows, Scores
-from nestvec.index.soar.train import SoarModel
 from nestvec.index.vectors import Vectors, check_allowed, check_query, check_vectors
 from nestvec.index.work import Work
 
@@ -34,12 +34,10 @@ _LANES = 16  # centroids are padded to a multiple of it
 _GROUP = 4  # dims of a centroid that lie together
 
 
-class SoarIndex:
+class ListIndex:
     """One segment's posting lists and rescoring rows under a model."""
 
-    name = "soar"
-
-    def __init__(self, model: SoarModel, postings: Postings, rescore: RescoreRows | None) -> None:
+    def __init__(self, model: ListModel, postings: Postings, rescore: RescoreRows | None) -> None:
         """`rescore` is None for an index that no int8 stage will ask. Raises InvalidInput where parts do not fit."""
         pairs = (model.codebook.shape[0] + 1) // 2 + (model.metric == "l2")
         if postings.lists != model.config.partitions or postings.codes.shape[1] != pairs:
@@ -92,7 +90,7 @@ class SoarIndex:
         return held[2] if allowed is None else held[2].with_allowed(allowed)
 
 
-def _check_rescore(model: SoarModel, rows: int, rescore: RescoreRows) -> None:
+def _check_rescore(model: ListModel, rows: int, rescore: RescoreRows) -> None:
     shape = (rows, model.config.rescore_dims)
     if rescore.codes.dtype != np.uint8 or rescore.codes.shape != shape or not model.config.rescore_dims:
         raise InvalidInput(
@@ -109,13 +107,13 @@ def _check_rescore(model: SoarModel, rows: int, rescore: RescoreRows) -> None:
 class SearchPart:
     """One segment to search: its index, stored vectors [n, dims], sequence numbers int64 [n], and a mask or None."""
 
-    index: SoarIndex
+    index: ListIndex
     vectors: Vectors
     seqs: Rows
     allowed: Mask | None
 
 
-class SoarSearcher:
+class ListSearcher:
     """Searches the segments of one model as one. Any number of threads may use it at once.
 
     `native` is what does the work, for loops that check queries themselves and make plans with `native_plan`.
@@ -160,10 +158,10 @@ class SoarSearcher:
         return seqs, scores, [recipe.work(each, None) for each in counts.tolist()]
 
     def _recipe(self, k: int, plan: FunnelPlan) -> _Recipe:
-        return _recipe(plan, k, self._widths)
+        return _recipe(plan, k, self._widths, self.model.routing_cost(plan.probes))
 
 
-def _check_part(part: SearchPart, model: SoarModel) -> None:
+def _check_part(part: SearchPart, model: ListModel) -> None:
     if part.index.model is not model:
         raise InvalidInput("the parts of a searcher must share one model: code their rows with the same one")
     rows, dims = check_vectors(part.vectors)
@@ -183,26 +181,28 @@ def _refusals() -> Iterator[None]:
         raise InvalidInput(str(error)) from error
 
 
-_native_models: WeakKeyDictionary[SoarModel, kernels.Model] = WeakKeyDictionary()
+_native_models: WeakKeyDictionary[ListModel, kernels.Model] = WeakKeyDictionary()
 
 
-def native_model(model: SoarModel) -> kernels.Model:
-    """The model in the form that searches read, made once: centroids as int8, in groups of 4 dims."""
+def native_model(model: ListModel) -> kernels.Model:
+    """The model in the form that searches read, made once: centroids as int8, in groups of 4 dims, or the router."""
     made = _native_models.get(model)
     if made is None:
-        l2 = model.metric == "l2"
-        codes, scale = _centroid_codes(model.centroids)
-        bias = -np.einsum("ij,ij->i", model.centroids, model.centroids) if l2 else np.zeros(len(codes[0]), np.float32)
+        l2, lists = model.metric == "l2", model.config.partitions
+        router = model.native_router()
+        codes, scale = _centroid_codes(model.centroids) if router is None else (None, 1.0)
+        bias = -np.einsum("ij,ij->i", model.centroids, model.centroids) if l2 else np.zeros(lists, np.float32)
         made = _native_models[model] = kernels.Model(
             l2,
             model.dims,
             codes,
             scale,
-            bias[: model.config.partitions],
+            bias,
             model.codebook,
             model.rescore_scale,
             model.spread,
             model.centre,
+            router,
         )
     return made
 
@@ -219,32 +219,32 @@ def _centroid_codes(centroids: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.
 
 @dataclass(frozen=True, slots=True)
 class _Widths:
-    """What a model's parts measure: dims, dims that are coded, bytes of all centroids, a posting, a stored number."""
+    """What a model's parts measure: dims, dims that are coded, bytes of a posting and of a stored number."""
 
     dims: int
     code_dims: int
-    centroid_bytes: int
     posting_bytes: int
     item_bytes: int
     l2: bool
 
     @classmethod
-    def of(cls, model: SoarModel, item_bytes: int) -> _Widths:
-        l2, config = model.metric == "l2", model.config
-        centroids = -(-config.partitions // _LANES) * _LANES * -(-config.partition_dims // _GROUP) * _GROUP
+    def of(cls, model: ListModel, item_bytes: int) -> _Widths:
+        l2 = model.metric == "l2"
         posting = (model.codebook.shape[0] + 1) // 2 + l2
-        return cls(model.dims, config.code_dims, centroids, posting, item_bytes, l2)
+        return cls(model.dims, model.config.code_dims, posting, item_bytes, l2)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Recipe:
     """A plan in the kernels' form, and what turns its counts into `Work`.
 
-    steps: the names of what is timed. dims: those of each cut. row_bytes: what a row costs each cut after the codes'.
+    routing: multiply-adds and bytes of choosing lists. steps: the names of what is timed. dims: those of each cut.
+    row_bytes: what a row costs each cut after the codes'.
     """
 
     plan: kernels.Plan
     widths: _Widths
+    routing: tuple[int, int]
     steps: tuple[str, ...]
     dims: tuple[int, ...]
     row_bytes: tuple[int, ...]
@@ -254,7 +254,8 @@ class _Recipe:
         lists, codes, rows = counts[:3]
         read = [codes * self.widths.posting_bytes]
         read += [each * held for each, held in zip(self.row_bytes, counts[2:], strict=False)]
-        work = Work(lists, codes, rows, self.widths.centroid_bytes + sum(read))
+        adds, routed = self.routing
+        work = Work(lists, codes, rows, routed + sum(read), adds)
         spent = micros or [0.0] * (len(self.dims) + 1)
         for step, taken in zip(self.steps, micros or [], strict=False):
             work.add_micros(step, taken)
@@ -277,7 +278,7 @@ def native_plan(plan: FunnelPlan, k: int) -> kernels.Plan:
 
 
 @lru_cache(maxsize=256)
-def _recipe(plan: FunnelPlan, k: int, widths: _Widths) -> _Recipe:
+def _recipe(plan: FunnelPlan, k: int, widths: _Widths, routing: tuple[int, int]) -> _Recipe:
     """How to run the plan for k hits. Raises InvalidInput where it does not suit the model."""
     check_stage_metric(plan.stage_metric, "l2" if widths.l2 else "dot")
     row_bytes, read = [], {"int8": 0, "stored": 0}
@@ -288,6 +289,7 @@ def _recipe(plan: FunnelPlan, k: int, widths: _Widths) -> _Recipe:
     return _Recipe(
         native_plan(plan, k),
         widths,
+        routing,
         ("route", "scan", *(f"stage {stage.dims}" for stage in plan.stages), "final"),
         (widths.code_dims, *(stage.dims for stage in plan.stages), widths.dims),
         tuple(row_bytes),

@@ -1,0 +1,1 @@
+"""Rows filed, and queries routed, by a learned tree. Serving needs numpy and the kernels alone."""

@@ -1,0 +1,154 @@
+"""The meaning of a learned tree over the lists, in numpy: its layers, and which scores they give the lists of a query.
+
+End-to-end hierarchical indexing (EHI, arXiv 2310.08891, section 3): at each level a node's classifier says how probable
+each child is, given the query and the path so far, and a beam search keeps the most probable paths. Here every node
+has a classifier of its own, which is what "given the path" comes to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from nestvec.index.kernels.checks import check_array, check_count, check_finite, check_scale
+from nestvec.index.kernels.reference import sum_by_lanes
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+_SMALLEST = np.finfo(np.float32).smallest_normal
+
+
+def fill(query: Float32, width: int) -> Float32:
+    """The first `width` numbers, with zeros beyond the end."""
+    filled = np.zeros(width, np.float32)
+    filled[: len(query)] = query[:width]
+    return filled
+
+
+def or_one(step: np.float32) -> np.float32:
+    """The step, or 1 where it is 0, infinite, or too small (below the normal numbers) to divide by."""
+    return step if _SMALLEST <= step < np.inf else np.float32(1)
+
+
+def rounded(values: Float32, most: int) -> Int64:
+    """Nearest integers, ties to even, within -most to most; NaN gives 0."""
+    whole = np.nan_to_num(np.clip(np.rint(values), -most, most))
+    return np.asarray(whole, np.int64)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Layer:
+    """codes u8 [nodes, inputs rounded up to 4]: weight / scale + 128, padding 128. bias f32 [nodes].
+
+    Nodes come in families of `siblings`, one after another: the children of one parent.
+    """
+
+    codes: npt.NDArray[np.uint8]
+    scale: float
+    bias: Float32
+    siblings: int
+
+    def __post_init__(self) -> None:
+        check_array(self.bias, "bias", [np.float32], (-1,))
+        check_finite(self.bias, "bias")
+        check_array(self.codes, "codes", [np.uint8], (len(self.bias), -1))
+        if self.codes.size == 0 or self.codes.shape[1] % 4:
+            raise ValueError(
+                f"codes must have nodes, and a multiple of 4 numbers for each; got shape {self.codes.shape}"
+            )
+        if self.siblings < 1 or len(self.bias) % self.siblings:
+            raise ValueError(f"siblings must divide the {len(self.bias)} nodes, got {self.siblings}")
+        check_scale(self.scale, "scale")
+
+    def out(self, x: Float32, parent: int = 0) -> Float32:
+        """Weights times x [<= inputs], read as bytes, plus the bias: f32 [siblings], of the family of one parent."""
+        wide = fill(x, self.codes.shape[1])
+        step = or_one(np.abs(wide).max() / np.float32(127))
+        family = slice(parent * self.siblings, (parent + 1) * self.siblings)
+        dots = (self.codes[family].astype(np.int64) - 128) @ rounded(wide / step, 127)
+        scores: Float32 = dots.astype(np.float32) * (np.float32(self.scale) * step) + self.bias[family]
+        return scores
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Router:
+    """A tree whose leaves are the lists: head h has a family for each node of the level above (the first has one).
+
+    dims: how many numbers of a query it sees. features: no layer, or two: the heads see x + second(max(0, first(x))).
+    beam: nodes that stay after each level but the last. centroids f32 [lists, cd]: what codes are residuals of.
+    """
+
+    dims: int
+    heads: Sequence[Layer]
+    features: Sequence[Layer]
+    beam: int
+    centroids: Float32
+
+    def __post_init__(self) -> None:
+        check_count(self.dims, "dims")
+        check_count(self.beam, "beam")
+        if not self.heads:
+            raise ValueError("a router needs at least one head")
+        check_array(self.centroids, "centroids", [np.float32], (-1, -1))
+        check_finite(self.centroids, "centroids")
+        families = 1
+        for head in self.heads:
+            _check_inputs("head", head, self.dims)
+            if len(head.bias) != families * head.siblings:
+                raise ValueError(
+                    f"a head must have {families} families of nodes, got {len(head.bias)} nodes in families of "
+                    f"{head.siblings}"
+                )
+            families = len(head.bias)
+        if self.features:
+            self._check_features()
+        if len(self.centroids) != families or self.centroids.shape[1] < 1:
+            raise ValueError(f"centroids must cover {families} lists, got shape {self.centroids.shape}")
+
+    def _check_features(self) -> None:
+        if len(self.features) != 2:
+            raise ValueError("features are two layers, or none")
+        first, second = self.features
+        _check_inputs("first layer", first, self.dims)
+        _check_inputs("second layer", second, len(first.bias))
+        if len(second.bias) != self.dims:
+            raise ValueError(f"the second layer must give {self.dims} numbers, got {len(second.bias)}")
+        if any(one.siblings != len(one.bias) for one in self.features):
+            raise ValueError("the nodes of a feature layer are one family")
+
+    @property
+    def leaves(self) -> int:
+        """How many lists there are."""
+        return len(self.heads[-1].bias)
+
+    def scores(self, query: Float32, probes: int) -> Float32:
+        """The log-probability of every list, less what is the same for all; -inf beyond the beam: f32 [lists].
+
+        A beam too narrow to reach `probes` lists is widened.
+        """
+        x = query[: self.dims]
+        if self.features:
+            hidden = self.features[0].out(x)
+            x = x + self.features[1].out(np.where(hidden > 0, hidden, np.float32(0)))
+        level = self.heads[0].out(x)
+        for head in self.heads[1:]:
+            below = self.leaves // len(level)
+            width = max(self.beam, -(-min(probes, self.leaves) // below))
+            deeper = np.full(len(head.bias), -np.inf, np.float32)
+            for parent in np.argsort(-level, kind="stable")[:width]:
+                logits = head.out(x, int(parent))
+                most = logits.max()
+                total = most + np.float32(np.log(sum_by_lanes(np.exp((logits - most).astype(np.float64))[None])[0]))
+                deeper[parent * head.siblings :][: head.siblings] = (level[parent] + logits) - total
+            level = deeper
+        return level
+
+
+def _check_inputs(what: str, layer: Layer, inputs: int) -> None:
+    wanted = -(-inputs // 4) * 4
+    if layer.codes.shape[1] != wanted:
+        raise ValueError(f"a {what} must take {wanted} numbers, got {layer.codes.shape[1]}")

@@ -1,0 +1,103 @@
+// The lists that a learned tree chooses. reference_router.py says what each step means.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "query.hpp"
+
+namespace nestvec {
+
+// Brings n numbers into the form that the layers read: bytes in s.query8.
+Searcher::Input Searcher::read_in(const float* x, size_t n, const Layer& layer, Scratch& s) const {
+    const size_t padded = 4 * layer.groups;
+    int8_t* bytes = sized(s.query8, padded);
+    const float step = usable(primitives_.peak(x, n) / 127.0f);
+    const int32_t shift = 128 * primitives_.quantise(x, n, step, bytes);
+    std::fill(bytes + n, bytes + padded, int8_t(0));
+    return Input{step, shift};
+}
+
+// The outputs of the nodes below one parent; the greatest.
+float Searcher::layer_out(const Layer& layer, size_t parent, const Input& input, Scratch& s, float* out) const {
+    int32_t* dots = sized(s.dots, layer.tiles * kTile);
+    const uint8_t* codes = layer.codes + parent * layer.tiles * layer.groups * kTile * 4;
+    primitives_.centroid_dots(codes, layer.tiles, layer.groups, s.query8.data(), 1, dots);
+    return primitives_.list_scores(dots, layer.siblings, input.shift, layer.half_scale * input.step,
+                                   layer.bias + parent * layer.siblings, out);
+}
+
+// The numbers that the heads see: the query's first, plus what the hidden layer makes of them.
+const float* Searcher::router_features(const float* vector, const Router& router, Scratch& s) const {
+    if (router.features.empty()) return vector;
+    const Layer &first = router.features[0], &second = router.features[1];
+    float* hidden = sized(s.hidden, first.nodes);
+    layer_out(first, 0, read_in(vector, router.dims, first, s), s, hidden);
+    for (size_t i = 0; i < first.nodes; ++i) hidden[i] = hidden[i] > 0.0f ? hidden[i] : 0.0f;
+    float* seen = sized(s.seen, router.dims);
+    layer_out(second, 0, read_in(hidden, first.nodes, second, s), s, seen);
+    for (size_t i = 0; i < router.dims; ++i) seen[i] = vector[i] + seen[i];
+    return seen;
+}
+
+// The score of every list, a log-probability less what is the same for all; -infinity beyond the beam. The greatest.
+float Searcher::tree_scores(const float* vector, const Plan& plan, Scratch& s, float* scores) const {
+    const Router& router = *model_.router;
+    const Layer& root = router.heads[0];
+    const float* seen = router_features(vector, router, s);
+    const Input input = read_in(seen, router.dims, root, s);
+    const size_t levels = router.heads.size();
+    if (levels == 1) return layer_out(root, 0, input, s, scores);
+    s.level.resize(root.nodes);
+    layer_out(root, 0, input, s, s.level.data());
+    for (size_t level = 1; level < levels; ++level) {
+        const Layer& layer = router.heads[level];
+        const size_t below = model_.partitions / s.level.size();
+        const size_t wanted = std::max(router.beam, (std::min(plan.probes, model_.partitions) + below - 1) / below);
+        const size_t width = std::min(wanted, s.level.size());
+        uint64_t* keys = sized(s.order, s.level.size());
+        for (size_t i = 0; i < s.level.size(); ++i) keys[i] = make_key(s.level[i], uint32_t(i));
+        if (width < s.level.size()) std::nth_element(keys, keys + width, keys + s.level.size());
+        s.below.assign(layer.nodes, -std::numeric_limits<float>::infinity());
+        for (size_t i = 0; i < width; ++i) {
+            const size_t parent = uint32_t(keys[i]);
+            children(layer, parent, s.level[parent], input, s, s.below.data() + parent * layer.siblings);
+        }
+        s.level.swap(s.below);
+    }
+    std::copy(s.level.begin(), s.level.end(), scores);
+    return *std::max_element(s.level.begin(), s.level.end());
+}
+
+// out[j] = the parent's score + the log-probability of its child j among its children.
+void Searcher::children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& s, float* out) const {
+    const float most = layer_out(layer, parent, input, s, out);
+    double lanes[kLanes] = {};
+    for (size_t j = 0; j < layer.siblings; ++j) lanes[j % kLanes] += std::exp(double(out[j] - most));
+    const float total = most + float(std::log(add_pairwise(lanes)));
+    for (size_t j = 0; j < layer.siblings; ++j) out[j] = (score + out[j]) - total;
+}
+
+// The keys of the lists to visit get the scores of their centroids: codes are of what a row has beyond its centroid.
+void Searcher::rescore_lists(const float* vector, Scratch& s, Route& route) const {
+    const Router& router = *model_.router;
+    uint64_t* keys = s.lists.data() + route.start;
+    int64_t* rows = sized(s.rows, route.lists);
+    for (size_t i = 0; i < route.lists; ++i) rows[i] = int64_t(uint32_t(keys[i]));
+    double* query64 = sized(s.query64, router.covered);
+    std::copy(vector, vector + router.covered, query64);
+    double* totals = sized(s.totals, route.lists);
+    std::fill_n(totals, route.lists, 0.0);
+    band_scores(BandTask{query64, router.centroids, false, router.covered, rows, route.lists, 0, router.covered, false,
+                         totals, nullptr},
+                isa_);
+    route.best = -std::numeric_limits<float>::infinity();
+    for (size_t i = 0; i < route.lists; ++i) {
+        const float dot = float(totals[i]);
+        const float score = model_.l2 ? 2.0f * dot + model_.centroid_bias[rows[i]] : dot;
+        keys[i] = make_key(score, uint32_t(rows[i]));
+        route.best = std::max(route.best, score);
+    }
+}
+
+}  // namespace nestvec

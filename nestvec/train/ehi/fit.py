@@ -1,0 +1,259 @@
+"""Train a tree from examples: the adapter, the router, or both at once."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nestvec.engine.progress import Progress, silent
+from nestvec.index.ehi.assign import Filing, file_rows
+from nestvec.train.ehi import losses
+from nestvec.train.ehi.balance import Balance
+from nestvec.train.ehi.checkpoint import State, load
+from nestvec.train.ehi.config import TreeSettings
+from nestvec.train.ehi.examples import F32, Examples, Rows
+from nestvec.train.ehi.loop import Phase, run_phase
+from nestvec.train.ehi.measure import Curve, Leaves, curve
+from nestvec.train.ehi.model import (
+    Arrays,
+    adapt_all,
+    adapted,
+    leaf_log_probs,
+    new_residual,
+    new_router,
+    to_arrays,
+    to_router,
+    torch_threads,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_JUDGED_SHARES = (0.01, 0.02, 0.05)  # where few documents are scored, leaves matter most
+_DECAY = 0.01  # of the adapter's weights
+_MINED = "negatives"
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A trained tree: `arrays` by name (see model.py), how well it does on the held-out pairs, how even its leaves are,
+    what was measured on the way, and how long it took in seconds."""
+
+    arrays: Arrays
+    curve: Curve
+    balance: Balance
+    history: list[dict[str, Any]]
+    seconds: float
+
+
+def fit(examples: Examples, settings: TreeSettings, folder: Path | None = None, progress: Progress = silent) -> Fitted:
+    """Train. With a folder each epoch is kept there, and a later call with the same arguments goes on.
+
+    `progress("adapter" or "router" or "joint", step, steps)`. The same examples, settings and threads give the same
+    tree. Raises InvalidInput where the folder holds another training.
+    """
+    started = time.monotonic()
+    state = State("") if folder is None else load(folder, _key(examples, settings))
+    with torch_threads(settings.threads):
+        trainer = _Trainer(examples, settings, state, folder, progress)
+        arrays = trainer.train()
+        found, balance = trainer.judged(arrays)
+    return Fitted(arrays, found, balance, state.history, time.monotonic() - started)
+
+
+def _key(examples: Examples, settings: TreeSettings) -> str:
+    return f"{examples.digest} {json.dumps(asdict(settings), sort_keys=True)}"
+
+
+def exact_ndcg(documents: F32, queries: F32, relevant: list[dict[int, float]]) -> float:
+    """nDCG@10 of scoring every document."""
+    one_leaf, visits = np.zeros(len(documents), np.int32), np.zeros((len(queries), 1), np.float32)
+    return curve(documents, queries, relevant, one_leaf, visits).exact
+
+
+class _Trainer:
+    def __init__(
+        self, examples: Examples, settings: TreeSettings, state: State, folder: Path | None, progress: Progress
+    ) -> None:
+        self.examples, self.settings, self.state = examples, settings, state
+        self.folder, self.progress = folder, progress
+        self.filing = Filing(leaves_per_row=settings.leaves_per_row, cap=settings.cap)
+        self.documents, self.queries = examples.documents, examples.queries  # as the router sees them
+
+    def train(self) -> Arrays:
+        """Arrays of the best tree."""
+        examples, settings = self.examples, self.settings
+        arrays: Arrays = {}
+        if settings.mode != "frozen":
+            arrays = new_residual("adapter", examples.documents.shape[1], settings.hidden, settings.seed)
+        if settings.mode == "adapter":
+            arrays = self._phase("adapter", arrays, tuple(arrays), settings.adapter_epochs)
+            tensors = self._tensors(arrays)
+            self.documents = adapt_all(tensors, examples.documents, examples.unit)
+            self.queries = adapt_all(tensors, examples.queries, examples.unit)
+        arrays |= new_router(self.documents, settings)
+        joint = settings.mode == "joint"
+        learned = tuple(name for name in arrays if joint or not name.startswith("adapter"))
+        return self._phase("joint" if joint else "router", arrays, learned, settings.epochs)
+
+    def judged(self, arrays: Arrays, mine: bool = False) -> tuple[Curve, Balance]:
+        """The curve on the held-out pairs, and how even the leaves of all documents are; with new hard negatives."""
+        documents, queries = self.documents, self.queries
+        if self.settings.mode == "joint":
+            tensors = self._tensors(arrays)
+            documents = adapt_all(tensors, documents, self.examples.unit)
+            queries = adapt_all(tensors, queries, self.examples.unit)
+        filed = file_rows(to_router(arrays, self.settings), documents, self.filing)
+        asked = queries[self.examples.held]
+        found = curve(documents, asked, self.examples.relevant, filed, self._leaf_scores(arrays, asked), by_margin=True)
+        if mine:
+            self.state.arrays[_MINED] = self._mine(arrays, documents, queries, filed)
+        return found, Balance.of(filed, self.settings.leaves)
+
+    def _phase(self, name: str, arrays: Arrays, learned: Sequence[str], epochs: int) -> Arrays:
+        loss, measure = {
+            "adapter": (self._adapter_loss, self._measure_adapter),
+            "router": (self._router_loss, self._measure_router),
+            "joint": (self._joint_loss, self._measure_router),
+        }[name]
+        decay = 0.0 if name == "router" else _DECAY
+        phase = Phase(name, tuple(learned), loss, measure, epochs, self.settings.refile, decay)
+        return run_phase(phase, arrays, self.examples.pairs, self.settings, self.state, self.folder, self.progress)
+
+    # Losses
+
+    def _adapter_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
+        rows, same = pairs[:, 1], self._same(pairs, pairs[:, 1])
+        return self._semantic(*self._adapted(tensors, pairs, rows), same)
+
+    def _router_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
+        rows = self._columns(pairs, random)
+        queries, documents = self._rows(self.queries, pairs[:, 0]), self._rows(self.documents, rows)
+        return self._tree_loss(tensors, queries, documents, self._same(pairs, rows), random)
+
+    def _joint_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
+        rows = self._columns(pairs, random)
+        same = self._same(pairs, rows)
+        queries, documents = self._adapted(tensors, pairs, rows)
+        tree = self._tree_loss(tensors, queries, documents, same, random)
+        return tree + self.settings.weights.semantic * self._semantic(queries, documents, same)
+
+    def _tree_loss(
+        self, tensors: dict[str, Tensor], queries: Tensor, documents: Tensor, same: Tensor, random: np.random.Generator
+    ) -> Tensor:
+        weights, branches = self.settings.weights, self.settings.branches
+        of_queries = leaf_log_probs(tensors, queries, branches)
+        of_documents = leaf_log_probs(tensors, documents, branches)
+        total = of_queries.sum() * 0.0
+        if weights.path:
+            total = total + weights.path * losses.contrastive(losses.path_scores(of_queries, of_documents), same)
+        if weights.balance:
+            # Over documents as they are, not as they are asked for: those fill the leaves.
+            sample = self._rows(self.documents, random.integers(0, len(self.documents), self.settings.batch))
+            if self.settings.mode == "joint":
+                sample = adapted(tensors, sample, self.examples.unit)
+            total = total + weights.balance * losses.balance(leaf_log_probs(tensors, sample, branches))
+        if weights.hinge:
+            total = total + weights.hinge * losses.hinge(of_queries, of_documents, same)
+        if weights.intra:
+            total = total + weights.intra * losses.intra_leaf(documents, of_documents)
+        return total
+
+    def _semantic(self, queries: Tensor, documents: Tensor, same: Tensor) -> Tensor:
+        """InfoNCE of each allowed prefix alike: Matryoshka Representation Learning (arXiv 2205.13147), equation 1."""
+        from torch.nn.functional import normalize
+
+        total = queries.sum() * 0.0
+        for dims in self.examples.prefixes:
+            asked, found = normalize(queries[:, :dims], dim=-1), normalize(documents[:, :dims], dim=-1)
+            total = total + losses.contrastive(asked @ found.T / self.settings.temperature, same)
+        return total / len(self.examples.prefixes)
+
+    def _adapted(self, tensors: dict[str, Tensor], pairs: Rows, rows: Rows) -> tuple[Tensor, Tensor]:
+        examples = self.examples
+        asked, found = self._rows(examples.queries, pairs[:, 0]), self._rows(examples.documents, rows)
+        return adapted(tensors, asked, examples.unit), adapted(tensors, found, examples.unit)
+
+    def _same(self, pairs: Rows, rows: Rows) -> Tensor:
+        """What is no negative, bool [b, columns]: the pair's document elsewhere, another document of its query."""
+        import torch
+
+        same = pairs[:, None, 1] == rows[None]
+        same[:, : len(pairs)] |= pairs[:, None, 0] == pairs[None, :, 0]
+        return torch.from_numpy(same).to(self._device)
+
+    def _columns(self, pairs: Rows, random: np.random.Generator) -> Rows:
+        """Rows of the pairs and, once they are mined, of one hard negative of each query."""
+        mined = self.state.arrays.get(_MINED)
+        if mined is None:
+            return pairs[:, 1]
+        column = random.integers(0, mined.shape[1], len(pairs))
+        return np.concatenate((pairs[:, 1], mined[pairs[:, 0], column]))
+
+    # Measures
+
+    def _measure_adapter(self, tensors: dict[str, Tensor]) -> tuple[float, dict[str, Any]]:
+        examples = self.examples
+        documents = adapt_all(tensors, examples.documents, examples.unit)
+        asked = adapt_all(tensors, examples.queries[examples.held], examples.unit)
+        found = exact_ndcg(documents, asked, examples.relevant)
+        return found, {"exact": round(found, 4)}
+
+    def _measure_router(self, tensors: dict[str, Tensor]) -> tuple[float, dict[str, Any]]:
+        found, balance = self.judged(to_arrays(tensors), mine=self.settings.negatives > 0)
+        at = [found.at(share)[0] for share in _JUDGED_SHARES]
+        facts = {"exact": found.exact, "max_over_mean": balance.max_over_mean, "imbalance": balance.imbalance}
+        return sum(at) / len(at), {name: round(float(value), 4) for name, value in facts.items()}
+
+    def _leaf_scores(self, arrays: Arrays, queries: F32) -> F32:
+        import torch
+
+        with torch.inference_mode():
+            rows = torch.from_numpy(queries).to(self._device)
+            scores: F32 = leaf_log_probs(self._tensors(arrays), rows, self.settings.branches).cpu().numpy()
+        return scores
+
+    def _mine(self, arrays: Arrays, documents: F32, queries: F32, filed: Leaves) -> Rows:
+        """int64 [queries, negatives]: the nearest documents in the leaves that a query's beam reaches, not its own."""
+        settings, found = self.settings, np.zeros((len(queries), self.settings.negatives), np.int64)
+        own: dict[int, list[int]] = {}
+        for query, row in self.examples.pairs.tolist():
+            own.setdefault(query, []).append(row)
+        learned = np.array(sorted(own), np.int64)
+        for start in range(0, len(learned), 256):
+            block = learned[start : start + 256]
+            reached = np.argpartition(-self._leaf_scores(arrays, queries[block]), settings.beam, axis=1)[
+                :, : settings.beam
+            ]
+            visited = np.zeros((len(block), settings.leaves + 1), np.bool_)
+            np.put_along_axis(visited, reached, True, axis=1)
+            visited[:, -1] = False
+            scores = np.where(visited[:, filed].any(axis=2), queries[block] @ documents.T, -np.inf)
+            for place, query in enumerate(block.tolist()):
+                scores[place, own[query]] = -np.inf
+            found[block] = np.argpartition(-scores, settings.negatives, axis=1)[:, : settings.negatives]
+        return found
+
+    # Torch
+
+    @property
+    def _device(self) -> str:
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def _tensors(self, arrays: Arrays) -> dict[str, Tensor]:
+        import torch
+
+        return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+
+    def _rows(self, matrix: F32, rows: Rows) -> Tensor:
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(matrix[rows])).to(self._device)
