@@ -83,7 +83,8 @@ class Damaged(NestvecError):
 
 
 class EncoderUnavailable(NestvecError):
-    """An encoder behind a network did not answer in time, or not with vectors. The message holds no key."""
+    """A model behind a network (an encoder, or the LLM that training asks) did not answer in time, or not with what it
+    should. The message holds no key."""
 
 
 class MissingDependency(NestvecError, ImportError):

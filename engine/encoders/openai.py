@@ -128,7 +128,7 @@ def load(spec: str) -> OpenAIEncoder:
     url, _, rest = spec.partition("#")
     model, _, text = rest.partition("?")
     options = Options.parse(text, OPTIONS)
-    _check_url(url)
+    check_url(url)
     if not model:
         raise InvalidInput(f"expected {KIND}:URL#MODEL, got no model")
     batch = options.integer("batch") or _BATCH
@@ -146,11 +146,11 @@ def load(spec: str) -> OpenAIEncoder:
         options.number("query_deadline", _QUERY_DEADLINE, MAX_SECONDS),
     )
     timeout = options.number("timeout", _TIMEOUT, MAX_SECONDS)
-    return OpenAIEncoder(f"{KIND}:{spec}", Endpoint(url.rstrip("/"), model, _key(url), timeout), wanted)
+    return OpenAIEncoder(f"{KIND}:{spec}", Endpoint(url.rstrip("/"), model, key_for(url), timeout), wanted)
 
 
-def _check_url(url: str) -> None:
-    """Refuse what is no address, and addresses that hold a secret: names are stored and shown."""
+def check_url(url: str) -> None:
+    """Raise InvalidInput for what is no address, and for addresses that hold a secret: names are stored and shown."""
     try:
         parts = urlsplit(url)
         secret, usable = parts.username or parts.password, parts.scheme in ("http", "https") and parts.hostname
@@ -163,7 +163,7 @@ def _check_url(url: str) -> None:
         raise InvalidInput(f"expected {KIND}:URL#MODEL with an http or https address, as in http://127.0.0.1:8765/v1")
 
 
-def _key(url: str) -> str | None:
+def key_for(url: str) -> str | None:
     """The key to send to this address: our own variable's, or to OpenAI itself, and over TLS, also OpenAI's."""
     parts = urlsplit(url)
     key = os.environ.get(KEY)

@@ -1,4 +1,4 @@
-"""One embeddings endpoint over HTTP: a request with its retries, and what is accepted as an answer."""
+"""One endpoint that speaks OpenAI's API: a request with its retries, and what is accepted as embeddings."""
 
 from __future__ import annotations
 
@@ -30,26 +30,45 @@ _AGAIN = (408, 429, 500, 502, 503, 504)
 _MOST_WORDS = 300  # characters of what a server said
 
 
-class Endpoint:
-    """Where vectors come from. Prints as its address and model; the key is in no message."""
+class Api:
+    """An address with a model behind it. Prints as both; the key is in no message. Safe to use from several threads."""
 
     def __init__(self, url: str, model: str, key: str | None, timeout: float) -> None:
-        """`url` ends before `/embeddings`; one try takes at most `timeout` seconds."""
+        """`url` ends before `/embeddings`, `/chat` …; one try takes at most `timeout` seconds."""
         self._url, self._model, self._key, self._timeout = url, model, key, timeout
 
     def __str__(self) -> str:
         return f"{self._url}#{self._model}"
 
-    def embed(self, body: Mapping[str, object], positions: Sequence[int], dims: int | None, deadline: float) -> Floats:
-        """f32 [len(positions), dims], as the server gives them; dims None: whatever length it gives.
+    def post(self, path: str, body: Mapping[str, object], what: str, deadline: float) -> object:
+        """The JSON of the reply to `body` at `path`; tried again only where another try may help.
 
-        `positions` are the texts' places in the caller's list, for messages. All tries together, with the pauses
-        between them, take at most `deadline` seconds. Raises InvalidInput for what the server
-        refuses, EncoderUnavailable for what it cannot do, or does wrong.
+        All tries together, with the pauses between them, take at most `deadline` seconds. Raises InvalidInput for what
+        the server refuses, Refused for a wrong key or address, NoJson where it answers with something else,
+        EncoderUnavailable where it does not answer in time.
         """
-        what = f"{self}: texts {positions[0]} to {positions[-1]}"
-        reply = self._post(body, what, deadline)
-        return _vectors(reply, len(positions), dims, what)
+        end = time.monotonic() + deadline
+        pause = _FIRST_PAUSE
+        while True:
+            end += self._let_pass()
+            try:
+                return self._try(path, body, what, end)
+            except _TryAgain as again:
+                if again.wait is not None:
+                    self._told_to_wait(again.wait)
+                wait = max(again.wait or 0.0, random.uniform(pause / 2, pause))
+                if time.monotonic() + wait >= end:
+                    given = f"gave up within {deadline:g} s; nothing was changed, try again later"
+                    raise EncoderUnavailable(f"{what}: {again}; {given}") from None
+            time.sleep(wait)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _let_pass(self) -> float:
+        """Called before every try; returns the seconds that it waited, which the deadline does not count."""
+        return 0.0
+
+    def _told_to_wait(self, seconds: float) -> None:
+        """Called when the server asks for a pause."""
 
     @cached_property
     def _client(self) -> httpx2.Client:
@@ -60,27 +79,12 @@ class Endpoint:
         weakref.finalize(self, client.close)
         return client
 
-    def _post(self, body: Mapping[str, object], what: str, deadline: float) -> object:
-        """The JSON of a reply; tried again only where another try may help, and within `deadline` seconds."""
-        end = time.monotonic() + deadline
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return self._try(body, what, end)
-            except _TryAgain as again:
-                wait = max(again.wait or 0.0, random.uniform(pause / 2, pause))
-                if time.monotonic() + wait >= end:
-                    given = f"gave up within {deadline:g} s; nothing was changed, try again later"
-                    raise EncoderUnavailable(f"{what}: {again}; {given}") from None
-            time.sleep(wait)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    def _try(self, body: Mapping[str, object], what: str, end: float) -> object:
+    def _try(self, path: str, body: Mapping[str, object], what: str, end: float) -> object:
         import httpx2
 
         seconds = max(0.001, min(self._timeout, end - time.monotonic()))
         try:
-            status, headers, content = self._exchange(body, seconds)
+            status, headers, content = self._exchange(path, body, seconds)
         except httpx2.TimeoutException:
             raise _TryAgain(f"no answer within {seconds:.3g} s") from None
         except httpx2.TransportError as error:
@@ -88,20 +92,20 @@ class Endpoint:
         if status in _AGAIN:
             raise _TryAgain(self._said(status, content), _retry_after(headers.get("Retry-After")))
         if status != 200:
-            self._refused(status, content, what)
+            self._refused(path, status, content, what)
         try:
             return msgspec.json.decode(content)
         except msgspec.DecodeError:
-            raise EncoderUnavailable(f"{what}: the answer is no JSON; is {self._url} the address of an API?") from None
+            raise NoJson(f"{what}: the answer is no JSON; is {self._url} the address of an API?") from None
 
-    def _exchange(self, body: Mapping[str, object], seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+    def _exchange(self, path: str, body: Mapping[str, object], seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         """(status, headers, body) of one request. The whole of it takes `seconds`, not each of its parts."""
         import httpx2
 
         end = time.monotonic() + seconds
         parts, size = [], 0
         limits = httpx2.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds))
-        with self._client.stream("POST", f"{self._url}/embeddings", json=body, timeout=limits) as response:
+        with self._client.stream("POST", f"{self._url}{path}", json=body, timeout=limits) as response:
             for part in response.iter_bytes():
                 parts.append(part)
                 size += len(part)
@@ -111,16 +115,16 @@ class Endpoint:
                     raise EncoderUnavailable(f"{self}: the answer is over {MAX_REPLY_BYTES >> 20} MiB")
             return response.status_code, response.headers, b"".join(parts)
 
-    def _refused(self, status: int, content: bytes, what: str) -> None:
+    def _refused(self, path: str, status: int, content: bytes, what: str) -> None:
         said = self._said(status, content)
         if status in (400, 413, 422):
             raise InvalidInput(f"{what}: {said}")
         hint = {
             401: "; set NESTVEC_OPENAI_API_KEY to a key of this server",
             403: "; the key in NESTVEC_OPENAI_API_KEY may not do this",
-            404: "; the URL must end before /embeddings, and the model be one of the server's",
+            404: f"; the URL must end before {path}, and the model be one of the server's",
         }.get(status, "")
-        raise EncoderUnavailable(f"{what}: {said}{hint}")
+        raise Refused(f"{what}: {said}{hint}")
 
     def _said(self, status: int, content: bytes) -> str:
         """The status and the server's own words, in one line and without our key."""
@@ -129,6 +133,28 @@ class Endpoint:
 
     def _hide(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+class Endpoint(Api):
+    """Where vectors come from."""
+
+    def embed(self, body: Mapping[str, object], positions: Sequence[int], dims: int | None, deadline: float) -> Floats:
+        """f32 [len(positions), dims], as the server gives them; dims None: whatever length it gives.
+
+        `positions` are the texts' places in the caller's list, for messages. Raises as `post` does, and
+        EncoderUnavailable for an answer that does not hold these vectors.
+        """
+        what = f"{self}: texts {positions[0]} to {positions[-1]}"
+        reply = self.post("/embeddings", body, what, deadline)
+        return _vectors(reply, len(positions), dims, what)
+
+
+class Refused(EncoderUnavailable):
+    """The server answered that it will not or cannot do this at all: another try gives the same."""
+
+
+class NoJson(EncoderUnavailable):
+    """The server answered, but with no JSON."""
 
 
 class _TryAgain(Exception):

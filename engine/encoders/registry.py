@@ -18,7 +18,9 @@ from nestvec.errors import InvalidInput, NotFound
 
 GROUP = "nestvec.encoders"
 FORMS = {"openai": "openai:URL#MODEL", "sentence-transformers": "sentence-transformers:NAME-OR-PATH"}
-"""The kinds that ship here, and how a name of each is written."""
+"""The kinds that ship here and need more than a name, and how a name of each is written."""
+TRAINED = "static:FOLDER"
+"""How an encoder is named that `nestvec train` made; `static` alone is the default one."""
 
 _SHIPPED = {
     "openai": "nestvec.engine.encoders.openai:load",
@@ -42,7 +44,7 @@ def load_encoder(name: str) -> Encoder:
     """
     kind = name.partition(":")[0]
     if kind not in _entries():
-        there = ", ".join([*names(), *FORMS.values()])
+        there = ", ".join([*names(), TRAINED, *FORMS.values()])
         raise NotFound(f"no encoder {kind!r} is installed; there is: {there}")
     with _locks[name]:  # two threads that want it at once load it once; others do not wait for its network
         return _load(name)
@@ -54,8 +56,6 @@ def _load(name: str) -> Encoder:
     entry = _entries()[kind]
     if not colon and kind in FORMS:
         raise InvalidInput(f"encoder {kind!r} needs more than its name: {FORMS[kind]}")
-    if colon and kind == "static":
-        raise InvalidInput("encoder 'static' takes nothing behind its name")
     encoder = entry.load()(spec) if colon else entry.load()()
     _check_members(entry.value, encoder)
     return cast(Encoder, encoder)

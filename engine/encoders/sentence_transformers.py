@@ -3,7 +3,9 @@
 Options: `dims` or `granularities` (whose last is the length) cut the vectors; `query_prompt` and `document_prompt`
 stand before the texts, instead of the model's own. Useful prefixes are those that the option or the model's files
 declare, or else those that a measurement finds. A cut that the model's files do not declare is measured, and refused
-where the model is not nested.
+where the model is not nested. `query_layers` and `document_layers` run only so many of the transformer's layers on
+one side: refused where the model's files declare other depths, or where the two depths are measured not to share a
+space (depth.py).
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nestvec.engine.encoders.depth import SHARED, Layers, agreement, find_layers, sample_texts, shares_space
 from nestvec.engine.encoders.nesting import measure, sample_words
 from nestvec.engine.encoders.options import Options
 from nestvec.engine.encoders.texts import Floats, batches_by_length, check_texts, unit_rows
@@ -31,11 +35,14 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 KIND = "sentence-transformers"
-OPTIONS = ("dims", "granularities", "query_prompt", "document_prompt")
+_DEPTHS = ("query_layers", "document_layers")
+_WHOLE = {True: None, False: None}
+OPTIONS = ("dims", "granularities", "query_prompt", "document_prompt", *_DEPTHS)
 FORMAT = 1
 
 _BATCH_TEXTS, _BATCH_CHARS = 32, 65_536
 _DECLARED = re.compile(r'"matryoshka_(?:dims|dimensions)"\s*:\s*\[([\d\s,]+)\]')
+_DECLARED_LAYERS = re.compile(r'"matryoshka_layers"\s*:\s*\[([\d\s,]+)\]')
 _DECLARING = ("config.json", "config_sentence_transformers.json", "README.md")
 _NO_PART = (".md", ".png", ".jpg", ".gitattributes", ".onnx")  # of what makes the vectors
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -49,17 +56,21 @@ class SentenceTransformerEncoder:
     """
 
     def __init__(
-        self, name: str, model: SentenceTransformer, options: Options, declared: tuple[int, ...], digest: str
+        self, name: str, model: SentenceTransformer, options: Options, declared: Declared, digest: str
     ) -> None:
-        """`declared`: the prefix lengths that the model's own files name; `digest`: of those files."""
+        """`declared`: what the model's own files name; `digest`: of those files."""
         self.name, self.fingerprint = name, digest
-        self._model, self._declared, self._lock = model, declared, threading.Lock()
+        self._model, self._declared, self._lock = model, declared.dims, threading.Lock()
         self._chosen = options.integers("granularities")
         self._prompts = {True: options.text("query_prompt"), False: options.text("document_prompt")}
+        self._depths = {True: options.integer("query_layers"), False: options.integer("document_layers")}
+        self._layers = None if self._depths == _WHOLE else find_layers(model)
         self._full = len(self._run(["length"], query=False)[0])
         self.dims = _dims(options, self._full)
-        if self.dims < self._full and self.dims not in declared:
+        if self.dims < self._full and self.dims not in declared.dims:
             self._refuse_blind_cut()
+        if self._layers is not None:
+            self._refuse_other_space(self._layers, declared.layers)
 
     @cached_property
     def granularities(self) -> tuple[int, ...]:
@@ -91,9 +102,10 @@ class SentenceTransformerEncoder:
             raise InvalidInput(f"text {bad[0]}: the model {self.name!r} gives it no direction (NaN or zero)")
         return unit
 
-    def _run(self, texts: list[str], *, query: bool) -> Floats:
+    def _run(self, texts: list[str], *, query: bool, layers: int | None = None) -> Floats:
+        """f32 [len(texts), full length]; `layers`: so many instead of those of that side."""
         encode = self._model.encode_query if query else self._model.encode_document
-        with self._lock:
+        with self._lock, nullcontext() if self._layers is None else self._layers.first(layers or self._depths[query]):
             found = encode(
                 texts,
                 prompt=self._prompts[query],
@@ -106,10 +118,13 @@ class SentenceTransformerEncoder:
     @cached_property
     def _sample(self) -> Floats:
         """Unit vectors of full length of the words by which nesting is measured."""
-        words = sample_words()
-        vectors = np.empty((len(words), self._full), np.float32)
-        for batch in batches_by_length(words, _BATCH_TEXTS, _BATCH_CHARS):
-            vectors[batch] = self._run([words[position] for position in batch], query=False)
+        return self._unit(sample_words())
+
+    def _unit(self, texts: list[str], layers: int | None = None) -> Floats:
+        """Unit vectors of full length, of texts as documents."""
+        vectors = np.empty((len(texts), self._full), np.float32)
+        for batch in batches_by_length(texts, _BATCH_TEXTS, _BATCH_CHARS):
+            vectors[batch] = self._run([texts[position] for position in batch], query=False, layers=layers)
         return unit_rows(vectors)[0]
 
     def _refuse_blind_cut(self) -> None:
@@ -121,6 +136,33 @@ class SentenceTransformerEncoder:
                 "so the model is not nested. Leave dims and granularities out: a build then measures the prefixes, "
                 "and rotates the vectors where that makes them useful"
             )
+
+    def _refuse_other_space(self, layers: Layers, declared: tuple[int, ...]) -> None:
+        """Refuse depths that the model does not have, that its files do not declare, or that share no space."""
+        asked, document = [self._depths[query] or len(layers) for query in (True, False)]
+        allowed = declared or range(1, len(layers) + 1)
+        for depth in (asked, document):
+            if depth != len(layers) and depth not in allowed:
+                depths = ", ".join(map(str, declared)) if declared else f"1 to {len(layers)}"
+                raise InvalidInput(f"{self.name}: the model can be run with {depths} layers; asked for {depth}")
+        if asked == document:
+            return
+        texts = sample_texts()
+        share = agreement(*(self._unit(texts, depth)[:, : self.dims] for depth in (document, asked)))
+        if not shares_space(share):
+            raise InvalidInput(
+                f"{self.name}: vectors of {asked} layers find {share:.2f} of what those of {document} layers find, and "
+                f"at least {SHARED} is asked for: the two depths do not share a space. Use a model trained for several "
+                "depths, or one depth for both sides"
+            )
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a model's configuration or card says it was trained for: prefix lengths, and depths; ascending."""
+
+    dims: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
 
 
 def load(spec: str) -> SentenceTransformerEncoder:
@@ -137,7 +179,8 @@ def load(spec: str) -> SentenceTransformerEncoder:
         raise MissingDependency(f"the encoder {KIND}", KIND)
     folder = _folder(where)
     digest = _digest(folder, options)
-    return SentenceTransformerEncoder(f"{KIND}:{spec}", _open(folder), options, _declared_dims(folder), digest)
+    declared = Declared(_declared(folder, _DECLARED), _declared(folder, _DECLARED_LAYERS))
+    return SentenceTransformerEncoder(f"{KIND}:{spec}", _open(folder), options, declared, digest)
 
 
 def _open(folder: Path) -> SentenceTransformer:
@@ -168,13 +211,14 @@ def _folder(where: str) -> Path:
     """The folder of a model, given itself or by a name of which the local cache holds the files."""
     path = Path(where).expanduser()
     if not path.is_dir():
-        path = _cached(where)
+        path = cached_folder(where)
     if not (path / "modules.json").is_file():
         raise InvalidInput(f"{path}: holds no modules.json, so it is no sentence-transformers model")
     return path
 
 
-def _cached(name: str) -> Path:
+def cached_folder(name: str) -> Path:
+    """The folder of the local cache that holds the model called `name`. Raises NotFound; downloads nothing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -190,11 +234,11 @@ def _cached(name: str) -> Path:
     )
 
 
-def _declared_dims(folder: Path) -> tuple[int, ...]:
-    """The prefix lengths that the model's configuration or card says it was trained for, ascending."""
+def _declared(folder: Path, pattern: re.Pattern[str]) -> tuple[int, ...]:
+    """The numbers of the first list in the model's configuration or card that the pattern finds, ascending."""
     for name in _DECLARING:
         path = folder / name
-        match = _DECLARED.search(path.read_text("utf-8", "replace")) if path.is_file() else None
+        match = pattern.search(path.read_text("utf-8", "replace")) if path.is_file() else None
         if match:
             return tuple(sorted({int(number) for number in match[1].split(",") if number.strip()}))
     return ()
@@ -203,7 +247,9 @@ def _declared_dims(folder: Path) -> tuple[int, ...]:
 def _digest(folder: Path, options: Options) -> str:
     """Of all that makes the vectors: the model's files, wherever they lie, the prompts and the cut."""
     prompts = [options.text("query_prompt"), options.text("document_prompt")]
-    digest = hashlib.sha256(json.dumps([KIND, FORMAT, prompts, options.length()]).encode())
+    depths = [options.integer(name) for name in _DEPTHS]
+    facts = [KIND, FORMAT, prompts, options.length(), *([depths] if any(depths) else [])]
+    digest = hashlib.sha256(json.dumps(facts).encode())
     paths = [path for path in folder.rglob("*") if path.is_file() and not _is_hidden(path.relative_to(folder))]
     for path in sorted(paths):
         if path.name.endswith(_NO_PART):

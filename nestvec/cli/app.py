@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nestvec.cli import access, backups, bench, build, maintenance, recall, records, train, transfer
+from nestvec.cli import access, backups, bench, build, evaluation, maintenance, recall, records, train, transfer
 from nestvec.cli.options import DEFAULT_DB, Db, Json
 from nestvec.errors import InvalidInput
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Adaptive-retrieval vector search: build, serve, search and measure collections.",
 )
-for commands in (build, records, recall, maintenance, transfer, backups, access, bench, train):
+for commands in (build, records, recall, maintenance, transfer, backups, access, bench, evaluation, train):
     commands.register(app)
 
 

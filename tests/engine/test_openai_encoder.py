@@ -32,7 +32,7 @@ Answer = Callable[[dict[str, Any]], tuple[int, Any, dict[str, str]]]
 
 
 def vectors_of(body: dict[str, Any]) -> np.ndarray:
-    return STATIC.encode_documents(body["input"])[:, : body.get("dimensions", 256)]
+    return STATIC.encode_documents(body["input"])[:, : body.get("dimensions", 512)]
 
 
 def good(body: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
@@ -112,12 +112,12 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
 
 def test_vectors_come_in_the_order_of_the_texts_at_length_1(endpoint: Endpoint) -> None:
     encoder = endpoint.encoder()
-    assert (encoder.dims, encoder.granularities) == (256, (256,))
+    assert (encoder.dims, encoder.granularities) == (512, (512,))
     vectors = encoder.encode_documents(TEXTS)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, STATIC.encode_documents(TEXTS), atol=1e-6)
     assert endpoint.bodies == [{"model": "some-model", "input": TEXTS, "encoding_format": "base64"}]
-    assert encoder.encode_queries([]).shape == (0, 256)
+    assert encoder.encode_queries([]).shape == (0, 512)
 
 
 def test_a_server_that_knows_only_lists_is_understood(endpoint: Endpoint) -> None:
@@ -135,7 +135,7 @@ def test_declared_granularities_ask_the_server_for_shorter_vectors(endpoint: End
 
 def test_a_server_that_ignores_dimensions_is_refused_and_nothing_is_cut_here(endpoint: Endpoint) -> None:
     endpoint.always = lambda body: good({"input": body["input"]})
-    with pytest.raises(EncoderUnavailable, match="expected vectors of 128 dims, got 256"):
+    with pytest.raises(EncoderUnavailable, match="expected vectors of 128 dims, got 512"):
         endpoint.encoder("?dims=128")
 
 
@@ -216,7 +216,7 @@ def test_a_slow_answer_is_cut_off_and_asked_for_again(endpoint: Endpoint) -> Non
         return good(body)
 
     endpoint.script = [slow]
-    assert encoder.encode_queries(TEXTS).shape == (3, 256)
+    assert encoder.encode_queries(TEXTS).shape == (3, 512)
     assert len(endpoint.bodies) == 2
     endpoint.always = slow
     with pytest.raises(EncoderUnavailable, match="no answer within"):
@@ -236,7 +236,7 @@ def test_an_answer_cut_off_half_way_is_asked_for_again(endpoint: Endpoint) -> No
     encoder = endpoint.encoder()
     half: Answer = lambda _: (200, b'{"data": [', {"Content-Length": "1000", "Connection": "close"})  # noqa: E731
     endpoint.script = [half]
-    assert encoder.encode_queries(TEXTS).shape == (3, 256)
+    assert encoder.encode_queries(TEXTS).shape == (3, 512)
     assert len(endpoint.bodies) == 2
 
 
@@ -253,12 +253,12 @@ def test_nobody_at_the_address_says_so_within_the_deadline(endpoint: Endpoint) -
         ({"data": "x"}, "no list of embeddings"),
         ({"data": [{"index": 0, "embedding": [1.0]}]}, "expected 3 embeddings"),
         ({"data": [{"index": 0, "embedding": [1.0]}] * 3}, "expected 3 embeddings"),
-        ({"data": [{"embedding": [1.0]}] * 3}, "expected vectors of 256 dims, got 1"),
-        ({"data": [{"embedding": [1.0] * n} for n in (256, 256, 255)]}, "256 dims"),
+        ({"data": [{"embedding": [1.0]}] * 3}, "expected vectors of 512 dims, got 1"),
+        ({"data": [{"embedding": [1.0] * n} for n in (512, 512, 511)]}, "512 dims"),
         ({"data": [{"embedding": "not base64!"}] * 3}, "neither base64"),
         ({"data": [{"embedding": {"a": 1}}] * 3}, "neither base64"),
         ({"data": [{"embedding": ["x"]}] * 3}, "neither base64"),
-        ({"data": [{"embedding": [0.0] * 256}] * 3}, "text 0 is zero, NaN or infinite"),
+        ({"data": [{"embedding": [0.0] * 512}] * 3}, "text 0 is zero, NaN or infinite"),
     ],
 )
 def test_an_answer_that_is_wrong_is_named_and_never_used(endpoint: Endpoint, content: object, message: str) -> None:
@@ -299,9 +299,9 @@ def test_openai_s_own_key_is_sent_to_openai_only(endpoint: Endpoint, monkeypatch
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     endpoint.encoder()
     assert "authorization" not in endpoint.headers[-1]
-    assert openai._key("https://api.openai.com/v1") == SECRET
-    assert openai._key("http://api.openai.com/v1") is None
-    assert openai._key("https://api.openai.com.evil.example/v1") is None
+    assert openai.key_for("https://api.openai.com/v1") == SECRET
+    assert openai.key_for("http://api.openai.com/v1") is None
+    assert openai.key_for("https://api.openai.com.evil.example/v1") is None
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_a_name_that_cannot_be_used_says_why_without_repeating_what_may_be_secre
 
 def test_the_fingerprint_is_the_model_s_not_the_address_s(endpoint: Endpoint) -> None:
     first = endpoint.encoder()
-    noise = np.random.default_rng(0).normal(0, 1e-4, 256)
+    noise = np.random.default_rng(0).normal(0, 1e-4, 512)
 
     def rounded(body: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
         """The same model on another machine: the last digits differ."""
@@ -366,7 +366,7 @@ def test_a_model_swapped_behind_the_address_is_refused(
         collection = database.collection("c")
         with pytest.raises(EncoderMismatch, match="swapped"):
             collection.search(text="zip")
-        assert len(collection.search(np.ones(256))) == 3  # vectors still answer
+        assert len(collection.search(np.ones(512))) == 3  # vectors still answer
 
 
 class Service(uvicorn.Server):
@@ -398,7 +398,7 @@ def test_nestvec_s_own_endpoint_end_to_end(tmp_path: Path, monkeypatch: pytest.M
             assert [hit.id for hit in hits] == [str(row) for row in best]
             with pytest.raises(EncoderUnavailable, match="no such model"):
                 load_encoder(url.replace("#static", "#unknown"))
-            with pytest.raises(InvalidInput, match="dimensions to be one of 64, 128, 256; got 100"):
+            with pytest.raises(InvalidInput, match="dimensions to be one of 64, 128, 256, 512; got 100"):
                 load_encoder(f"{url}?dims=100")
         finally:
             server.should_exit = True

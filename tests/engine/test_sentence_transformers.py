@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import nestvec
-from nestvec.engine.encoders import Encoder, load_encoder, nesting
+from nestvec.engine.encoders import Encoder, depth, load_encoder, nesting
 from nestvec.engine.encoders.sentence_transformers import load
 from nestvec.errors import InvalidInput, MissingDependency, NotFound
 
@@ -233,6 +233,82 @@ def test_a_collection_of_a_model_that_is_not_nested_gets_prefixes_by_rotation(mo
         assert len(database.collection("c").search(text=texts[5], k=3)) == 3
 
 
+def make_elastic(model: Path, folder: Path, *, layers: int) -> Path:
+    """A copy of the model whose layers after the first ones say little: two depths of one space, by construction."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    made = SentenceTransformer(str(model), device="cpu")
+    with torch.no_grad():
+        for layer in depth.find_layers(made).all[layers:]:
+            for dense in (layer.attention.output.dense, layer.output.dense):
+                dense.weight *= 0.003
+                dense.bias *= 0.003
+    made.save(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "deep", layers=4)
+
+
+@pytest.fixture(scope="module")
+def elastic(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_elastic(deep, tmp_path_factory.mktemp("models") / "elastic", layers=2)
+
+
+@needs_models
+def test_queries_of_an_elastic_model_run_fewer_layers_than_documents(elastic: Path, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    whole, quick = load(str(elastic)), load(f"{elastic}?query_layers=2")
+    np.testing.assert_array_equal(quick.encode_documents(TEXTS), whole.encode_documents(TEXTS))
+    cut = SentenceTransformer(str(elastic), device="cpu")
+    cut[0].auto_model.encoder.layer = cut[0].auto_model.encoder.layer[:2]
+    np.testing.assert_allclose(
+        quick.encode_queries(TEXTS), cut.encode_query(TEXTS, normalize_embeddings=True), atol=1e-5
+    )
+    assert np.abs(quick.encode_queries(TEXTS) - whole.encode_queries(TEXTS)).max() > 1e-3
+    assert len({whole.fingerprint, quick.fingerprint, load(f"{elastic}?query_layers=3").fingerprint}) == 3
+    words = nesting.sample_words()
+    with nestvec.open(tmp_path / "db") as database:
+        name = f"sentence-transformers:{elastic}?query_layers=2&query_prompt=tell%20"  # other prompts, other vectors
+        collection = database.create_collection("c", encoder=name)
+        collection.upsert([nestvec.Record(str(i), text=text) for i, text in enumerate(words[:200])])
+        found = [collection.search(text=text, k=3, with_payload=False) for text in words[:200]]
+        assert np.mean([str(i) in [hit.id for hit in hits] for i, hits in enumerate(found)]) > 0.5
+
+
+@needs_models
+def test_depths_that_share_no_space_are_refused_with_the_figures(deep: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"vectors of 1 layers find 0\.\d\d of what those of 4 layers find, .* 0\.7"):
+        load(f"{deep}?query_layers=1")
+    assert load(f"{deep}?query_layers=2&document_layers=2").dims == 64  # one depth is one space
+
+
+@needs_models
+def test_depths_are_those_that_the_model_has_or_its_files_declare(elastic: Path, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="can be run with 1 to 4 layers; asked for 5"):
+        load(f"{elastic}?query_layers=5")
+    declared = shutil.copytree(elastic, tmp_path / "declared")
+    path = declared / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "matryoshka_layers": [2, 4]}))
+    assert load(f"{declared}?query_layers=2&document_layers=4").dims == 64
+    with pytest.raises(InvalidInput, match="can be run with 2, 4 layers; asked for 3"):
+        load(f"{declared}?query_layers=3")
+
+
+@needs_models
+def test_threads_with_two_depths_get_the_vectors_a_single_caller_gets(elastic: Path) -> None:
+    quick = load(f"{elastic}?query_layers=2")
+    encoders = [quick.encode_queries, quick.encode_documents]
+    expected = [encode(TEXTS) for encode in encoders]
+    with ThreadPoolExecutor(8) as pool:
+        for turn, vectors in enumerate(pool.map(lambda turn: encoders[turn % 2](TEXTS), range(32))):
+            np.testing.assert_allclose(vectors, expected[turn % 2], atol=1e-5)
+
+
 def minilm() -> Path:
     spec = importlib.util.find_spec(MINILM)
     assert spec is not None
@@ -246,6 +322,8 @@ def test_all_minilm_is_measured_not_nested_and_searches_by_meaning(tmp_path: Pat
     assert (encoder.dims, encoder.granularities) == (384, (384,))
     with pytest.raises(InvalidInput, match="cannot be cut to 128"):
         load(f"{minilm()}?dims=128")
+    with pytest.raises(InvalidInput, match="do not share a space"):
+        load(f"{minilm()}?query_layers=3")
     with nestvec.open(tmp_path / "db") as database:
         collection = database.create_collection("c", encoder=encoder.name)
         assert collection.config.granularities == (64, 128, 384)

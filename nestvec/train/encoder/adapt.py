@@ -1,0 +1,87 @@
+"""Adapt an encoder to a user's own texts: inverse cloze (Lee et al. 2019, "Latent Retrieval for Weakly Supervised
+Open Domain Question Answering", §4), so that no queries are needed.
+
+A query is a sentence, or some consecutive words, of a passage; its positive is the passage, in a share of cases without
+them, so that it is found by more than its own words. The weights are then averaged with those one started from
+(Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"), so that little is lost elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nestvec.engine.progress import Progress, silent
+from nestvec.errors import InvalidInput
+from nestvec.train.encoder.extract import sentences
+from nestvec.train.encoder.step import Training, Triple, fit
+from nestvec.train.encoder.tables import Passage, digest_of_passages, run_folder
+
+_LONGEST = 200
+"""Words of a passage that are read: a longer one is cut into parts of this length."""
+_SHORTEST = 12
+_SPAN_WORDS = (4, 15)
+_SENTENCES = 0.6
+_LEFT_IN = 0.3
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How to adapt. `each`: clozes of a passage; `keep`: weight of the encoder one starts from in the average."""
+
+    tower: str = "static"
+    each: int = 4
+    epochs: int = 2
+    keep: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.each <= 64 or self.epochs < 1 or not 0 <= self.keep < 1:
+            raise InvalidInput(f"expected 1 to 64 clozes of a passage, an epoch, keep in [0, 1); got {self}")
+
+
+def adapt(
+    passages: Sequence[Passage], out: Path, wanted: Adaptation = Adaptation(), *, progress: Progress = silent
+) -> dict[str, Any]:
+    """Write into `out` the encoder adapted to `passages`, and into its sub-folder `training` what a stopped run needs.
+
+    Returns the summary. Raises InvalidInput for too few texts, MissingDependency without torch.
+    """
+    triples = clozes(passages, wanted)
+    if len(triples) < 50:
+        raise InvalidInput(f"{len(passages)} texts give {len(triples)} clozes; at least 50 are needed to learn from")
+    training = Training(tower=wanted.tower, epochs=wanted.epochs, negatives=0, keep=wanted.keep, seed=wanted.seed)
+    if wanted.tower.partition(":")[0] != "static":
+        training = replace(training, batch=32)
+    asked = {"adapt": asdict(wanted), "passages": digest_of_passages(passages)}
+    return fit(out, triples, training, asked, scratch=run_folder(run_folder(out) / "training"), progress=progress)
+
+
+def clozes(passages: Sequence[Passage], wanted: Adaptation) -> list[Triple]:
+    """`each` clozes of every part of every passage, drawn by the seed; none of a text under 12 words."""
+    rng = np.random.default_rng([wanted.seed, 3])
+    found = []
+    for passage in passages:
+        words = passage.text.split()
+        for start in range(0, len(words), _LONGEST):
+            part = " ".join(words[start : start + _LONGEST])
+            if len(words) - start >= _SHORTEST:
+                found += [_cloze(passage.title, part, rng) for _ in range(wanted.each)]
+    return found
+
+
+def _cloze(title: str, text: str, rng: np.random.Generator) -> Triple:
+    parts = sentences(text)
+    if len(parts) > 1 and rng.random() < _SENTENCES:
+        query = parts[rng.integers(len(parts))]
+    else:
+        words = text.split()
+        length = int(rng.integers(_SPAN_WORDS[0], min(_SPAN_WORDS[1], len(words) // 2) + 1))
+        start = int(rng.integers(len(words) - length + 1))
+        query = " ".join(words[start : start + length])
+    rest = text if rng.random() < _LEFT_IN else text.replace(query, " ", 1)
+    return Triple("", query, Passage("", title, rest).document)

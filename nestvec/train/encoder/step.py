@@ -1,0 +1,393 @@
+"""Step 4: train a tower on triples. Resumable, seeded, stopped early on triples it does not learn from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nestvec.engine.encoders import Encoder, load_encoder
+from nestvec.engine.encoders.static import TEXT
+from nestvec.engine.progress import Progress, silent
+from nestvec.engine.storage.files import new_directory, new_file
+from nestvec.errors import InvalidInput, MissingDependency
+from nestvec.train.encoder.tables import Passage, rows
+from nestvec.train.files import digest_of, find_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from nestvec.train.encoder.losses import Guide
+    from nestvec.train.encoder.towers import Arrays, Tower
+
+CHECKPOINT, SUMMARY, ENCODER = "train-checkpoint.safetensors", "train.json", "encoder"
+PLAIN = {"query": TEXT, "document": TEXT}
+TASK = "search result"
+_HELD_OUT_MOST = 1000
+_CHECKS = 4
+"""How often an epoch looks at the held-out triples."""
+_SAVE_SECONDS = 60.0
+"""A checkpoint is written at a look that is so long after the last: at most that much is done again after a stop."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. `rate` and `batch` None: as the tower proposes. `negatives`: hard ones of each query at most;
+    `distil`: weight of the teacher's scores; `guide`: an encoder's name, whose nearer-than-positive texts are no
+    negatives; `keep`: share of the weights one starts from in the
+    average that is written; `tasks`: the input format "task: ... | query: ..." and "title: ... | text: ..."."""
+
+    tower: str = "static"
+    epochs: int = 3
+    batch: int | None = None
+    rate: float | None = None
+    temperature: float = 0.05
+    same_tower: bool = True
+    negatives: int = 1
+    keep: float = 0.0
+    distil: float = 0.0
+    guide: str | None = None
+    tasks: bool = False
+    held_out: float = 0.05
+    patience: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or (self.batch is not None and self.batch < 2) or not 0 < self.temperature <= 1:
+            raise InvalidInput(f"expected at least 1 epoch, a batch of 2, a temperature in (0, 1]; got {self}")
+        if self.negatives < 0 or self.distil < 0 or not (0 < self.held_out < 1 > self.keep >= 0) or self.patience < 1:
+            raise InvalidInput(f"expected negatives and distil of at least 0, held_out in (0, 1); got {self}")
+
+
+@dataclass(frozen=True)
+class Triple:
+    """A query, the text that answers it, texts that do not, and a teacher's scores of all of them, if there are."""
+
+    task: str
+    query: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+    teacher: tuple[float, ...] = ()
+
+
+@dataclass
+class Run:
+    """Where a training is: what a checkpoint keeps besides the tower."""
+
+    step: int = 0
+    best: float = -1.0
+    since_best: int = 0
+    held_out: list[float] = field(default_factory=list)
+
+
+def read_triples(folder: Path) -> list[Triple]:
+    """The table `triples` of a run folder. Raises InvalidInput where it is missing or holds none."""
+    found = []
+    for row in rows(folder, "triples"):
+        negatives = zip(row["negative_ids"], row["negative_titles"], row["negative_texts"], strict=True)
+        texts = tuple(Passage(*each).document for each in negatives)
+        positive = Passage(row["positive_id"], row["positive_title"], row["positive_text"]).document
+        teacher = tuple(row["teacher_scores"]) if len(row["teacher_scores"]) == 1 + len(texts) else ()
+        found.append(Triple(row["task"], row["query"], positive, texts, teacher))
+    if not found:
+        raise InvalidInput(f"{folder}: its triples are empty; run relabel first")
+    return found
+
+
+def train(
+    folder: Path, wanted: Training = Training(), *, out: Path | None = None, progress: Progress = silent
+) -> dict[str, Any]:
+    """Train on the triples of the run `folder` and write the encoder into `out` (default: its sub-folder `encoder`).
+
+    A finished training with the same settings and triples is not run again; a stopped one goes on from its last
+    checkpoint. Returns the summary. Raises MissingDependency without torch, InvalidInput.
+    """
+    table = find_table(folder, "triples")
+    if table is None:
+        raise InvalidInput(f"{folder} has no table 'triples': run `nestvec train encoder relabel` first")
+    asked = {"settings": asdict(wanted), "triples": digest_of(table)}
+    target = out or folder / ENCODER
+    return fit(target, read_triples(folder), wanted, asked, scratch=folder, progress=progress)
+
+
+def fit(
+    out: Path,
+    triples: Sequence[Triple],
+    wanted: Training,
+    asked: Mapping[str, Any],
+    *,
+    scratch: Path,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train on `triples` and write the encoder into `out`; `asked` tells this training from others in `scratch`.
+
+    Returns the summary, which is also train.json in `scratch`. Raises as `train` does.
+    """
+    _need_torch()
+    from nestvec.train.encoder.towers import mixed, open_tower
+
+    done = _finished(scratch, asked, out)
+    if done is not None:
+        return done
+    learned, held_out = split(triples, wanted)
+    started = time.process_time()
+    tower = open_tower(wanted.tower)
+    start = tower.state()
+    before = held_out_score(tower, held_out, wanted)
+    run, optimizer, best = _resumed(tower, scratch, asked, wanted)
+    steps = Steps(learned, wanted, tower.batch if wanted.batch is None else wanted.batch)
+    _loop(tower, optimizer, steps, run, best, held_out, wanted, scratch, asked, progress)
+    tower.restore(mixed(start, tower.state(), wanted.keep))
+    after = held_out_score(tower, held_out, wanted)
+    summary = {
+        "tower": wanted.tower,
+        "triples": len(learned),
+        "held_out": len(held_out),
+        "steps": run.step,
+        "steps_planned": steps.total,
+        "nDCG@10 before": round(before, 4),
+        "nDCG@10 after": round(after, 4),
+        "cpu_seconds": round(time.process_time() - started, 1),
+    }
+    new_directory(out, parents=True)
+    card = {"made_by": "nestvec train", "data": {"triples": asked.get("triples"), "count": len(learned)}}
+    card |= {"recipe": asdict(wanted), "scores": {key: value for key, value in summary.items() if "nDCG" in key}}
+    summary["encoder"] = tower.write(out, templates(wanted), card)
+    with new_file(scratch / SUMMARY) as file:
+        file.write(json.dumps({"asked": asked, "out": str(out), "summary": summary}, indent=1).encode() + b"\n")
+    (scratch / CHECKPOINT).unlink(missing_ok=True)
+    return summary
+
+
+def templates(wanted: Training) -> dict[str, str]:
+    """What stands around texts: nothing, or Gecko's input format. A collection's documents hold their titles in their
+    text, so that the format's own title is none, in training as in use."""
+    if not wanted.tasks:
+        return PLAIN
+    return {"query": f"task: {TASK} | query: {TEXT}", "document": f"title: none | text: {TEXT}"}
+
+
+def split(triples: Sequence[Triple], wanted: Training) -> tuple[list[Triple], list[Triple]]:
+    """(to learn from, held out): all triples of a query, or of a positive, fall on one side as far as can be told."""
+    order = np.random.default_rng([wanted.seed, 1]).permutation(len(triples))
+    count = min(_HELD_OUT_MOST, max(1, int(len(triples) * wanted.held_out)))
+    if len(triples) - count < 2:
+        raise InvalidInput(f"{len(triples)} triples are too few to train on and to hold some out; make more queries")
+    held = [triples[i] for i in order[:count]]
+    taken = {triple.query for triple in held}
+    return [triples[i] for i in order[count:] if triples[i].query not in taken], held
+
+
+class Steps:
+    """The batches of a training: the same for the same seed, whichever step one starts at."""
+
+    def __init__(self, triples: Sequence[Triple], wanted: Training, batch: int) -> None:
+        self._triples, self._seed = triples, wanted.seed
+        self._batch = min(batch, len(triples))
+        self.each = max(1, len(triples) // self._batch)
+        self.total = self.each * wanted.epochs
+        self.check_every = max(1, self.each // _CHECKS)
+
+    def from_step(self, start: int) -> Iterator[list[Triple]]:
+        """Batches of step `start` on. No text comes twice in one: it would be its own negative."""
+        for step in range(start, self.total):
+            order = np.random.default_rng([self._seed, 2, step // self.each]).permutation(len(self._triples))
+            first = step % self.each * self._batch
+            chosen = [self._triples[i] for i in order[first : first + self._batch]]
+            unique = {triple.positive: triple for triple in {each.query: each for each in chosen}.values()}
+            yield list(unique.values())
+
+
+def _loop(
+    tower: Tower,
+    optimizer: torch.optim.Optimizer,
+    steps: Steps,
+    run: Run,
+    best: Arrays,
+    held_out: Sequence[Triple],
+    wanted: Training,
+    scratch: Path,
+    asked: Mapping[str, Any],
+    progress: Progress,
+) -> None:
+    """Train until the end or until the held-out triples gain nothing more; the tower is left at its best."""
+    from nestvec.train.encoder.towers import save_state
+
+    saved = time.monotonic()
+    rate = tower.rate if wanted.rate is None else wanted.rate
+    guide = load_encoder(wanted.guide) if wanted.guide else None
+    for batch in steps.from_step(run.step):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * _schedule(run.step, steps.total)
+        loss = batch_loss(tower, batch, wanted, guide)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        run.step += 1
+        progress("train", run.step, steps.total)
+        if run.step % steps.check_every and run.step < steps.total:
+            continue
+        score = held_out_score(tower, held_out, wanted)
+        run.held_out.append(score)
+        if score > run.best:
+            run.best, run.since_best, best = score, 0, tower.state()
+        else:
+            run.since_best += 1
+        if run.since_best >= wanted.patience:
+            break
+        if time.monotonic() - saved >= _SAVE_SECONDS:
+            facts = {"asked": dict(asked), "run": asdict(run)}
+            save_state(scratch / CHECKPOINT, _all_state(tower, optimizer, best), facts)
+            saved = time.monotonic()
+    tower.restore(best)
+
+
+def batch_loss(tower: Tower, batch: Sequence[Triple], wanted: Training, guide: Encoder | None = None) -> torch.Tensor:
+    """The loss of one batch: contrast, and the teacher's scores where they are wanted and there: f32 scalar."""
+    from nestvec.train.encoder import losses
+
+    k = min((len(triple.negatives) for triple in batch), default=0)
+    k = min(k, wanted.negatives)
+    texts = [_formed(triple, wanted, k) for triple in batch]
+    queries = tower.vectors([query for query, _ in texts])
+    documents = tower.vectors([document for _, each in texts for document in each])
+    documents = documents.reshape(len(batch), 1 + k, -1)
+    guided = _guide(guide, batch, k) if guide is not None else None
+    teacher = _teacher(batch, k) if wanted.distil and k else None
+
+    def loss(dims: int) -> torch.Tensor:
+        found = losses.contrast(
+            queries[:, :dims],
+            documents[:, 0, :dims],
+            documents[:, 1:, :dims] if k else None,
+            temperature=wanted.temperature,
+            same_tower=wanted.same_tower,
+            guide=guided,
+        )
+        if teacher is None:
+            return found
+        part = losses.distil(queries[:, :dims], documents[..., :dims], teacher, temperature=wanted.temperature)
+        return found + wanted.distil * part
+
+    return losses.nested(loss, tower.granularities)
+
+
+def _formed(triple: Triple, wanted: Training, k: int) -> tuple[str, list[str]]:
+    """(query, [positive, negatives...]) as the tower reads them."""
+    form = templates(wanted)
+    task = triple.task or TASK
+    query = form["query"].replace(TASK, task) if wanted.tasks else form["query"]
+    documents = [triple.positive, *triple.negatives[:k]]
+    return query.replace(TEXT, triple.query), [form["document"].replace(TEXT, text) for text in documents]
+
+
+def _guide(encoder: Encoder, batch: Sequence[Triple], k: int) -> Guide:
+    import torch
+
+    from nestvec.train.encoder.losses import Guide
+
+    negatives = [text for triple in batch for text in triple.negatives[:k]]
+    found = torch.from_numpy(encoder.encode_documents(negatives)).reshape(len(batch), k, -1) if k else None
+    return Guide(
+        torch.from_numpy(encoder.encode_queries([triple.query for triple in batch])),
+        torch.from_numpy(encoder.encode_documents([triple.positive for triple in batch])),
+        found,
+    )
+
+
+def _teacher(batch: Sequence[Triple], k: int) -> torch.Tensor | None:
+    """f32 [n, 1 + k] in units of the batch's spread; None where a triple lacks scores."""
+    import torch
+
+    if any(len(triple.teacher) <= k for triple in batch):
+        return None
+    scores = torch.tensor([triple.teacher[: 1 + k] for triple in batch])
+    return scores / scores.std().clamp_min(1e-6)
+
+
+def held_out_score(tower: Tower, held_out: Sequence[Triple], wanted: Training) -> float:
+    """nDCG@10 of the held-out queries, each with one right text, among all their positives and negatives."""
+    import torch
+    from torch.nn.functional import normalize
+
+    formed = [_formed(triple, wanted, len(triple.negatives)) for triple in held_out]
+    texts = list(dict.fromkeys(text for _, documents in formed for text in documents))
+    places = {text: place for place, text in enumerate(texts)}
+    with torch.no_grad():
+        queries = normalize(_blocks(tower, [query for query, _ in formed]), dim=1)
+        documents = normalize(_blocks(tower, texts), dim=1)
+        scores = queries @ documents.T
+        right = scores[torch.arange(len(formed)), torch.tensor([places[each[0]] for _, each in formed])]
+        ranks: npt.NDArray[np.int64] = (scores > right[:, None]).sum(1).cpu().numpy()
+    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0).mean())
+
+
+def _blocks(tower: Tower, texts: Sequence[str], size: int = 256) -> torch.Tensor:
+    import torch
+
+    return torch.cat([tower.vectors(texts[start : start + size]) for start in range(0, len(texts), size)])
+
+
+def _schedule(step: int, total: int) -> float:
+    """Up over the first tenth, then down to nothing."""
+    return min(1.0, (step + 1) / max(1.0, 0.1 * total)) * (1 - step / total)
+
+
+def _resumed(
+    tower: Tower, scratch: Path, asked: Mapping[str, Any], wanted: Training
+) -> tuple[Run, torch.optim.Optimizer, Arrays]:
+    """(state, optimizer, the tower at its best) of an earlier run that asked the same, or of a new one."""
+    import torch
+
+    from nestvec.train.encoder.towers import load_state
+
+    torch.manual_seed(wanted.seed)
+    parameters = tower.parameters()
+    optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), eps=1e-10)
+    path = scratch / CHECKPOINT
+    if not path.is_file():
+        return Run(), optimizer, tower.state()
+    arrays, facts = load_state(path)
+    if facts.get("asked") != json.loads(json.dumps(dict(asked))):
+        return Run(), optimizer, tower.state()
+    tower.restore(_part(arrays, "tower."))
+    for number, parameter in enumerate(parameters):
+        moments = {name: arrays[f"adam.{number}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = moments
+    return Run(**facts["run"]), optimizer, _part(arrays, "best.")
+
+
+def _part(arrays: Arrays, prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+
+
+def _all_state(tower: Tower, optimizer: torch.optim.Optimizer, best: Arrays) -> Arrays:
+    arrays = {f"tower.{name}": value for name, value in tower.state().items()}
+    arrays |= {f"best.{name}": value for name, value in best.items()}
+    for number, parameter in enumerate(tower.parameters()):
+        for name, value in optimizer.state[parameter].items():
+            arrays[f"adam.{number}.{name}"] = value
+    return arrays
+
+
+def _finished(scratch: Path, asked: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+    path = scratch / SUMMARY
+    if not path.is_file() or not out.is_dir():
+        return None
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    same = kept.get("asked") == json.loads(json.dumps(dict(asked))) and kept.get("out") == str(out)
+    found: dict[str, Any] | None = kept["summary"] if same else None
+    return found
+
+
+def _need_torch() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:
+        raise MissingDependency("training an encoder", "train")

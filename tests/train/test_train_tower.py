@@ -1,0 +1,193 @@
+"""Step 4 and adapt: real training of the default encoder's rows, and of a tiny network, on the Python documentation."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from nestvec.engine import encoders
+from nestvec.engine.encoders import static
+from nestvec.errors import InvalidInput, MissingDependency
+from nestvec.train.encoder import adapt as adapting
+from nestvec.train.encoder import step
+from nestvec.train.encoder.adapt import Adaptation, clozes
+from nestvec.train.encoder.step import Training
+from nestvec.train.encoder.tables import Passage, write
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+QUICK = Training(epochs=2, batch=64, held_out=0.2, patience=99)
+
+
+@pytest.fixture(scope="module")
+def torch() -> ModuleType:
+    found: ModuleType = pytest.importorskip("torch")
+    found.set_num_threads(1)
+    return found
+
+
+def write_triples(folder: Path, passages: list[Passage], each: int = 2) -> Path:
+    """Triples as relabel leaves them: clozes, the next passage as hard negative, and a teacher's scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = clozes(passages, Adaptation(each=each))
+    rows = []
+    for number, triple in enumerate(found):
+        other = passages[number % len(passages)]
+        rows.append(
+            {
+                "id": f"q{number}", "task": "find the text", "query": triple.query,
+                "positive_id": f"p{number}", "positive_title": "", "positive_text": triple.positive,
+                "negative_ids": ["n"], "negative_titles": [other.title], "negative_texts": [other.text],
+                "teacher_scores": [0.8, 0.2],
+            }
+        )  # fmt: skip
+    write(folder, "triples", rows)
+    return folder
+
+
+def test_the_contrastive_loss_is_equation_3_of_gecko(torch: ModuleType) -> None:
+    from nestvec.train.encoder import losses
+
+    rng = np.random.default_rng(0)
+    q, p, n = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in rng.normal(size=(3, 5, 8)))
+    expected = []
+    for i in range(5):
+        others = sum(np.exp(q[i] @ q[j] / 0.1) for j in range(5) if j != i)
+        below = sum(np.exp(q[i] @ p[j] / 0.1) for j in range(5)) + others + np.exp(q[i] @ n[i] / 0.1)
+        expected.append(-np.log(np.exp(q[i] @ p[i] / 0.1) / below))
+    given = [torch.from_numpy(x) for x in (3 * q, p, n[:, None])]
+    assert float(losses.contrast(*given, temperature=0.1)) == pytest.approx(np.mean(expected), rel=1e-9)
+    assert float(losses.contrast(*given, temperature=0.1, same_tower=False)) < np.mean(expected)
+
+
+def test_a_guide_takes_out_what_it_finds_nearer_than_the_positive(torch: ModuleType) -> None:
+    from nestvec.train.encoder import losses
+
+    q, p, n = (torch.from_numpy(x) for x in np.random.default_rng(1).normal(size=(3, 4, 8)))
+    same = torch.eye(4, dtype=torch.float64)
+    trusting = losses.Guide(same, same, torch.zeros(4, 1, 4, dtype=torch.float64))
+    plain = losses.contrast(q, p, n[:, None], temperature=0.5)
+    assert losses.contrast(q, p, n[:, None], temperature=0.5, guide=trusting) == plain
+    doubting = losses.Guide(same, torch.roll(same, 1, 0), same[:, None])  # another's positive, and the hard negative
+    assert losses.contrast(q, p, n[:, None], temperature=0.5, guide=doubting) < plain
+
+
+def test_distillation_is_nothing_where_the_teacher_agrees_and_something_where_not(torch: ModuleType) -> None:
+    from nestvec.train.encoder import losses
+
+    q, c = torch.eye(3, 4), torch.eye(4)[None].expand(3, 4, 4)
+    scores = torch.einsum("nd,nkd->nk", q, c) / 0.1
+    assert float(losses.distil(q, c, scores, temperature=0.1)) == pytest.approx(0, abs=1e-6)
+    assert float(losses.distil(q, c, scores.flip(1), temperature=0.1)) > 1
+    unit = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
+    alike = losses.distil_batch(3 * unit, unit, temperature=0.1, teacher_temperature=0.1)
+    assert float(alike) == pytest.approx(0, abs=1e-5)
+
+
+def test_training_gains_on_held_out_triples_and_gives_an_encoder_with_a_card(
+    torch: ModuleType, tmp_path: Path, few: list[Passage]
+) -> None:
+    folder = write_triples(tmp_path, few)
+    summary = step.train(folder, QUICK)
+    assert summary["nDCG@10 after"] > summary["nDCG@10 before"]
+    encoder = encoders.load_encoder(summary["encoder"])
+    default = encoders.load_encoder("static")
+    assert encoder.granularities == default.granularities
+    assert encoder.fingerprint != default.fingerprint
+    card = json.loads((folder / "encoder" / static.CARD).read_text())
+    assert card["recipe"]["batch"] == 64
+    assert card["scores"]["nDCG@10 after"] == summary["nDCG@10 after"]
+    stamp = (folder / "encoder" / static.MATRIX).stat().st_mtime_ns
+    assert step.train(folder, QUICK) == summary
+    assert (folder / "encoder" / static.MATRIX).stat().st_mtime_ns == stamp, "a finished training was run again"
+
+
+def test_a_stopped_training_goes_on_to_the_same_encoder(
+    torch: ModuleType, tmp_path: Path, few: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "_SAVE_SECONDS", 0.0)
+    wanted = replace(QUICK, batch=16)
+    whole, stopped = (write_triples(tmp_path / name, few[:60], each=1) for name in ("whole", "stopped"))
+    step.train(whole, wanted)
+    steps: list[int] = []
+
+    def stop(_: str, done: int, total: int | None) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step.train(stopped, wanted, progress=stop)
+    step.train(stopped, wanted, progress=lambda _, done, __: steps.append(done))
+    assert steps[0] > 1, "it began anew"
+    for name in (static.MATRIX, static.SCALES):
+        assert (whole / "encoder" / name).read_bytes() == (stopped / "encoder" / name).read_bytes()
+
+
+def test_tasks_guide_and_distillation_change_what_is_learned(
+    torch: ModuleType, tmp_path: Path, few: list[Passage]
+) -> None:
+    fingerprints = set()
+    for number, change in enumerate([{}, {"tasks": True}, {"guide": "static"}, {"distil": 1.0}, {"same_tower": False}]):
+        folder = write_triples(tmp_path / str(number), few[:60], each=1)
+        summary = step.train(folder, Training(epochs=1, batch=32, held_out=0.2, **change))  # type: ignore[arg-type]
+        fingerprints.add(encoders.load_encoder(summary["encoder"]).fingerprint)
+    assert len(fingerprints) == 5
+    card = json.loads((tmp_path / "1" / "encoder" / static.CARD).read_text())
+    assert card["templates"]["query"] == "task: search result | query: {text}"
+
+
+def test_a_network_is_trained_and_loads_with_its_prompts(torch: ModuleType, tmp_path: Path, few: list[Passage]) -> None:
+    pytest.importorskip("sentence_transformers")
+    path = Path(__file__).parent.parent / "engine" / "test_sentence_transformers.py"
+    spec = importlib.util.spec_from_file_location("tiny_models", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    model = tiny.make_model(tmp_path / "tiny")
+    folder = write_triples(tmp_path / "run", few[:40], each=1)
+    wanted = Training(tower=str(model), epochs=1, batch=8, rate=1e-3, held_out=0.2, tasks=True)
+    summary = step.train(folder, wanted)
+    encoder = encoders.load_encoder(summary["encoder"])
+    assert encoder.dims == 64
+    assert encoder.encode_queries(["a zip"])[0] @ encoder.encode_documents(["a zip"])[0] < 0.9999
+    assert json.loads((folder / "encoder" / "card.json").read_text())["recipe"]["tasks"] is True
+
+
+def test_adapting_to_texts_finds_their_clozes_better(torch: ModuleType, tmp_path: Path, few: list[Passage]) -> None:
+    summary = adapting.adapt(few, tmp_path / "mine", Adaptation(each=3))
+    assert summary["nDCG@10 after"] >= summary["nDCG@10 before"]
+    assert encoders.load_encoder(f"static:{tmp_path / 'mine'}").dims == 512
+    with pytest.raises(InvalidInput, match="at least 50"):
+        adapting.adapt(few[:2], tmp_path / "none")
+
+
+def test_clozes_are_the_same_for_a_seed_and_mostly_taken_out_of_their_texts(few: list[Passage]) -> None:
+    found = clozes(few, Adaptation(each=4))
+    assert found == clozes(few, Adaptation(each=4))
+    assert found != clozes(few, Adaptation(each=4, seed=1))
+    left_in = np.mean([triple.query in triple.positive for triple in found])
+    assert 0.2 < left_in < 0.45
+
+
+def test_settings_and_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    for wrong in ({"epochs": 0}, {"temperature": 2.0}, {"keep": 1.0}, {"held_out": 0.0}, {"negatives": -1}):
+        with pytest.raises(InvalidInput):
+            Training(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="clozes"):
+        Adaptation(each=0)
+    with pytest.raises(InvalidInput, match="triples"):
+        step.train(tmp_path)
+
+
+def test_without_torch_the_command_that_installs_it_is_named(
+    tmp_path: Path, few: list[Passage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingDependency, match=r"nestvec\[train\]"):
+        adapting.adapt(few, tmp_path)
