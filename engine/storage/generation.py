@@ -17,6 +17,7 @@ from nestvec.engine import routes
 from nestvec.engine.progress import Progress
 from nestvec.engine.routes import SOAR, FirstStage, Model
 from nestvec.engine.storage import files, library_index
+from nestvec.engine.storage.manifest import described
 from nestvec.errors import Damaged, InvalidInput, MissingDependency
 from nestvec.index.rescore import RescoreRows, rescore_rows
 from nestvec.index.soar import store
@@ -66,13 +67,13 @@ def open_generation(path: Path, number: int, manifest_crc: int) -> Generation:
     a new one. So is the model of a library that is not installed: installing it is enough.
     """
     manifest = files.read_manifest(path, KIND, manifest_crc, sizes=False)
+    facts = _facts(path, manifest)
     rotation = _read_rotation(path, manifest)
-    facts = manifest.meta["facts"]
     known = facts["format"] in routes.LIBRARIES
-    route, settings = (facts["format"], facts["config"]) if known else (SOAR, None)
+    route, settings = (facts["format"], facts.get("config")) if known else (SOAR, None)
     model: Model | None = None
     try:
-        if not known and (facts["format"], facts["version"]) != (store.FORMAT, store.VERSION):
+        if not known and (facts["format"], facts.get("version")) != (store.FORMAT, store.VERSION):
             raise Damaged(str(path), "the model was written by another release of nestvec")
         arrays = files.read_arrays(path, KIND, manifest_crc)[1]
         owned = {name: np.array(array) for name, array in arrays.items() if name != ROTATION}
@@ -84,13 +85,23 @@ def open_generation(path: Path, number: int, manifest_crc: int) -> Generation:
     return Generation(number, rotation, model, route, settings)
 
 
+def _facts(path: Path, manifest: files.Manifest) -> dict[str, Any]:
+    described(path / files.MANIFEST, manifest.meta)
+    facts: dict[str, Any] = manifest.meta["facts"]
+    if not isinstance(facts.get("format"), str):
+        raise Damaged(str(path / files.MANIFEST), "does not say which model it is of")
+    return facts
+
+
 def _read_rotation(path: Path, manifest: files.Manifest) -> NDArray[np.float32] | None:
     entry = manifest.files.get(f"{ROTATION}.bin")
     if entry is None:
         return None
     files.verify_file(path / entry.name, entry)
-    shape = manifest.meta["arrays"][ROTATION]["shape"]
-    rotation: NDArray[np.float32] = np.array(files.map_array(path / entry.name, "float32", tuple(shape)))
+    _, shape = described(path / files.MANIFEST, manifest.meta).get(ROTATION, ("float32", ()))
+    if len(shape) != 2 or shape[0] != shape[1]:
+        raise Damaged(str(path / files.MANIFEST), f"describes a rotation of shape {shape!r:.100}")
+    rotation: NDArray[np.float32] = np.array(files.map_array(path / entry.name, "float32", shape))
     return rotation
 
 
