@@ -1,12 +1,12 @@
-# Words to know: setup demo test check serve crash bench-smoke bench-peers bench-rest bench-promises sanitize clean. Everything runs in .venv,
-# made on first use.
+# Everything runs in .venv, made on first use. `make help` lists the words.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.nestvec-dev
 RUN := .venv/.nestvec-run
 DB ?= nestvec-data
 
-.PHONY: help setup demo test check serve crash bench-smoke bench-peers bench-rest bench-promises sanitize clean
+.PHONY: help setup demo test check serve crash fuzz audit load soak eval default-encoder bench-smoke bench-peers bench-rest bench-promises bench-encoder
+.PHONY: bench-tree sanitize clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,7 +25,7 @@ $(RUN): $(SOURCES) | $(BIN)/python
 	@touch $(RUN)
 
 $(STAMP): $(SOURCES) | $(BIN)/python
-	$(INSTALL) '.[dev,parquet,bench]'
+	$(INSTALL) '.[dev,parquet,bench,eval]'
 	@touch $(RUN) $(STAMP)
 
 setup: $(STAMP)  ## make .venv with nestvec and its development tools
@@ -48,7 +48,40 @@ serve: $(RUN)  ## serve $(DB) on loopback
 	$(BIN)/nestvec serve --db $(DB)
 
 crash: $(STAMP)  ## every fault suite in full: kills, failing calls, power cuts, damage, full disks (1 hour)
-	NESTVEC_FAULTS=long $(BIN)/python -m pytest tests/faults tests/crash tests/property tests/stores -s
+	NESTVEC_FAULTS=long $(BIN)/python -m pytest tests/faults tests/crash tests/property tests/stores tests/engine/test_races.py -s
+
+fuzz: $(STAMP)  ## atheris on every reader, then schemathesis (20 minutes and more)
+	$(INSTALL) '.[dev,parquet,bench,eval,fuzz]'
+	$(BIN)/python tests/fuzz/all.py --seconds 120 --examples 100
+
+audit: $(STAMP)  ## bandit on our code; known holes in what we depend on (needs PyPI)
+	$(INSTALL) '.[dev,parquet,bench,eval,audit]'
+	$(BIN)/bandit -q -ll -r engine index server nestvec/cli nestvec/client nestvec/train nestvec/evaluation nestvec/errors.py benchmarks scripts
+	$(BIN)/pip-audit --skip-editable
+
+# BASE= and QUERIES= are .npy files; without them vectors are made from text.
+BASED = $(if $(BASE),--base $(BASE) --queries $(QUERIES))
+MINUTES ?= 7
+
+load: $(STAMP)  ## the service under load, L1 to L8 (BASE= QUERIES=): 11 minutes, alone on two cores
+	$(BIN)/python -m nestvec.benchmarks.load --suite ci $(BASED) --out load.json
+
+soak: $(STAMP)  ## the same at half load with churn, L9 (MINUTES=7; 480 before a release)
+	$(BIN)/python -m nestvec.benchmarks.load --suite soak --minutes $(MINUTES) $(BASED) --out soak.json
+
+SETS ?=
+ENCODER ?= static
+
+eval: $(STAMP)  ## how well an encoder ranks judged sets (SETS= ENCODER=)
+	$(BIN)/nestvec eval $(SETS) --encoder '$(ENCODER)' --rank dense,bm25,hybrid --db eval-db --png eval.png
+
+bench-encoder: $(STAMP)  ## how fast an encoder is on one thread (ENCODER=)
+	$(BIN)/python -m nestvec.benchmarks.encoders '$(ENCODER)'
+
+DATA ?= ../shared/data
+
+bench-tree: $(STAMP)  ## what a learned tree gains over SOAR and k-means (DATA= VECTORS= WORK=); needs the train extra
+	$(BIN)/python -m nestvec.benchmarks.learned_tree $(DATA) $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK)) --plot docs/learned-tree.png
 
 bench-smoke: $(STAMP)  ## a recall/latency sweep on a few thousand real vectors, within a minute
 	$(BIN)/nestvec bench --smoke --out bench-out

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import nestvec
-from nestvec.benchmarks.load import Figures, measure, request
+from nestvec.benchmarks.load.closed import Figures, measure, request
 from nestvec.benchmarks.machine import describe
 
 F32 = NDArray[np.float32]

@@ -231,7 +231,8 @@ class Results:
 
     def _insert(self, table: str, facts: dict[str, Any]) -> int:
         columns, marks = ", ".join(facts), ", ".join(f":{name}" for name in facts)
-        self._connection.execute(f"INSERT INTO {table}({columns}) VALUES ({marks})", facts)
+        query = f"INSERT INTO {table}({columns}) VALUES ({marks})"  # nosec B608 - names of our own; values are bound
+        self._connection.execute(query, facts)
         return self._connection.last_insert_rowid()
 
     def _rows(self, sql: str, *values: str | int | None) -> Iterator[dict[str, Any]]:

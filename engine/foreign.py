@@ -26,6 +26,12 @@ from nestvec.engine.storage.generation import ROTATION
 from nestvec.engine.storage.layout import Layout
 from nestvec.errors import Damaged, InvalidInput, MissingDependency, NoSpace
 
+_NONSENSE = (
+    apsw.Error, InvalidInput, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, FileNotFoundError,
+    RecursionError,
+)  # fmt: skip
+"""What reading facts that nobody of ours wrote ends in."""
+
 log = logging.getLogger("nestvec")
 
 
@@ -50,7 +56,7 @@ def _foreign(source: Path) -> Iterator[None]:
         raise Damaged(str(source), f"holds a collection that is damaged: {error.reason}") from error
     except apsw.FullError as error:
         raise NoSpace(f"restore of {source}: no space left; nothing was changed. Free some and try again") from error
-    except (apsw.Error, InvalidInput, ValueError, KeyError, TypeError, FileNotFoundError, RecursionError) as error:
+    except _NONSENSE as error:
         raise Damaged(str(source), f"holds no collection that can be opened: {error!r:.200}") from error
 
 

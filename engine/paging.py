@@ -83,7 +83,7 @@ def _read_cursor(cursor: str, scope: str) -> int:
         pass
     raise InvalidInput(
         "this cursor is none of this collection with this filter: send the cursor of the page before unchanged, with "
-        f"the same filter; got {cursor!r:.100}"
+        "the same filter"
     )
 
 

@@ -59,7 +59,7 @@ def _changeable(connection: apsw.Connection, fields: Fields, expected: str | Non
 def _check_records(connection: apsw.Connection, fields: Fields, after: int) -> int:
     """Hold the records written after sequence number `after` to declarations; the last sequence number seen."""
     while True:
-        query = f"SELECT seq, id, payload FROM record WHERE seq>? ORDER BY seq LIMIT {_ROWS}"
+        query = f"SELECT seq, id, payload FROM record WHERE seq>? ORDER BY seq LIMIT {_ROWS}"  # nosec B608 - a constant
         rows = rows_of(connection, query, (after,))
         for after, id, payload in rows:  # noqa: B007 - the last one is what the next query goes on from
             try:

@@ -1,19 +1,27 @@
 """Admission control: how many requests, and how many bytes of their bodies, one process holds at a time.
 
-What is refused is refused before its body is read, so that an overload costs little. Only the event loop calls this.
+What is refused is refused before its body is read, so that an overload costs little. Whoever has to refuse some anyway
+keeps the queue of the others short: once a request was refused, only as many are held as keep the threads busy, until
+for a second nobody was. Who is let in under overload is then answered about as fast as always, and who is not can ask
+elsewhere at once. Only the event loop calls this.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from nestvec.server.errors import RequestProblem
 from nestvec.server.settings import Settings
 
+_PER_THREAD = 8  # requests held for each thread while others are refused: enough for full batches
+_CROWDED_SECONDS = 1.0
+
 
 class Admission:
-    """Counts the requests held. `working`: body in, being answered; `uploading`: body on its way.
+    """Counts the requests held. `working`: body in, being answered; `uploading`: body on its way; `coming`: let in at
+    the door (door.py), not at the gate yet.
 
     The two are bounded apart: clients who send slowly must not shut out those who send at once.
     """
@@ -24,7 +32,9 @@ class Admission:
         self._most_working, self._most_uploading = settings.max_in_flight, settings.max_uploads
         self._most_bytes = settings.max_in_flight_mb * 1024 * 1024
         self._most_per_key = settings.max_in_flight_per_key
-        self.working, self.uploading, self.bytes = 0, 0, 0
+        self._steady = min(settings.max_in_flight, _PER_THREAD * settings.threads)
+        self._crowded_until = 0.0
+        self.working, self.uploading, self.coming, self.bytes = 0, 0, 0, 0
         self._by_key: Counter[str] = Counter()
 
     def start_upload(self) -> None:
@@ -39,9 +49,20 @@ class Admission:
         self._check_work()
         self.working += 1
 
+    @property
+    def full(self) -> bool:
+        """Whether one request more would be refused."""
+        held = self.working + self.coming
+        return held >= self._most_working or (held >= self._steady and monotonic() < self._crowded_until)
+
+    def refuse(self) -> RequestProblem:
+        """The problem of a request that finds it full; noted as one refused."""
+        self._crowded_until = monotonic() + _CROWDED_SECONDS
+        return self._refusal("busy", f"{self.working} requests are being answered; try again")
+
     def _check_work(self) -> None:
-        if self.working >= self._most_working:
-            raise self._refusal("busy", f"{self.working} requests are being answered; try again")
+        if self.full:
+            raise self.refuse()
 
     def add_bytes(self, count: int) -> None:
         """Hold `count` more bytes; 503 where there is no room. Alone, one body is always let in."""

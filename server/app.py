@@ -1,4 +1,4 @@
-"""The application, and the service that runs it."""
+"""The application over an open database; start.py opens one and serves it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI
 from structlog.typing import FilteringBoundLogger
 
 from nestvec.engine.database import Database
-from nestvec.engine.database import open as open_database
-from nestvec.engine.jobs import fail_interrupted
-from nestvec.engine.storage.generation import share_files
 from nestvec.errors import Damaged, EncoderUnavailable, InvalidInput, MissingDependency, NotFound
 from nestvec.server import (
     errors,
@@ -31,13 +27,12 @@ from nestvec.server import (
     routes_records,
     routes_snapshots,
 )
+from nestvec.server.door import Door
 from nestvec.server.gate import Gate
 from nestvec.server.hot import HotLane
-from nestvec.server.logs import access_log, configure
-from nestvec.server.process import listen, run
 from nestvec.server.scopes import guard
 from nestvec.server.service import Service
-from nestvec.server.settings import Settings, check_bind
+from nestvec.server.settings import Settings
 
 logger = logging.getLogger("nestvec.server")
 
@@ -86,7 +81,7 @@ def create_app(database: Database, settings: Settings, requests: FilteringBoundL
         # FastAPI's own would show bodies' faults, and stands outside the gate; see tracing.py
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    app.state.service = service
+    app.state.service, app.state.door = service, Door(service, requests)
     app.add_middleware(HotLane)
     app.add_middleware(Gate, service=service, requests=requests)
     errors.install(app)
@@ -116,30 +111,3 @@ def _warm_collections(database: Database) -> None:
             logger.error("%s cannot be served: %s", info.name, error)
         except (InvalidInput, NotFound, MissingDependency, EncoderUnavailable) as error:
             logger.warning("%s answers vectors only: %s", info.name, error)
-
-
-def serve(path: Path | str, settings: Settings) -> None:
-    """Serve the database directory at `path` until SIGTERM or SIGINT; requests in flight are finished.
-
-    With `settings.workers` over 1 this process only watches over as many others. Raises InvalidInput for an address
-    that needs an API key, DatabaseLocked if another service owns the directory, OSError for an address in use.
-    """
-    configure(settings.log_level)
-    if settings.workers > 1:
-        share_files()
-    with open_database(path) as database:
-        stored_keys = bool(database.keys())
-        check_bind(settings, stored_keys=stored_keys)
-        database.acquire_service_lock()
-        fail_interrupted(database.ledger)
-        guarded = stored_keys or settings.api_key is not None
-        with listen(settings) as listener:
-            host, port = listener.getsockname()[:2]
-            access = "API key required" if guarded else "no API key, so loopback only"
-            logger.info("serving %s on http://%s:%d (%s)", path, f"[{host}]" if ":" in host else host, port, access)
-            if settings.workers > 1:
-                from nestvec.server.workers import supervise
-
-                supervise(database, settings, listener)
-            else:
-                run(create_app(database, settings, access_log(settings.log_level)), settings, listener)

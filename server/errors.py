@@ -186,6 +186,8 @@ def _field_error(fault: Mapping[str, Any]) -> FieldError:
     """A pydantic fault without the input that it carries."""
     where, *path = fault["loc"]
     message = _short(str(fault["msg"]))
+    if fault["type"] == "union_tag_invalid":  # the one message that quotes what came
+        message = f"expected {fault['ctx']['discriminator']} to be one of {fault['ctx']['expected_tags']}"
     if where != "body":
         return FieldError("", f"{where} parameter {'.'.join(map(str, path))}: {message}")
     return FieldError(_short("".join("/" + str(p).replace("~", "~0").replace("/", "~1") for p in path)), message)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nestvec.server.auth import Identity
 
 EXCHANGE = "nestvec.exchange"  # key in the ASGI scope
+LET_IN = "nestvec.let_in"  # key in the ASGI scope: the door has counted it as coming
 NO_ROUTE = "none"
 SLOWEST = 64 * 1024
 """Bytes per second that a body must come in with, once `read_seconds` are over."""
@@ -49,11 +50,13 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.method: str = scope["method"]
         given = self.headers.get(b"x-request-id", b"")
-        self.id = given.decode() if _REQUEST_ID.fullmatch(given) else next(_IDS)
+        self.id = id_of(given)
         scope[EXCHANGE], scope[REQUEST_ID] = self, self.id
         self.identity: Identity | None = None
         self.route, self.collection = NO_ROUTE, ""
         self.status, self.bytes_in, self.bytes_out = 0, 0, 0
+        if scope.pop(LET_IN, False):
+            admission.coming -= 1
         self._place: Literal["", "uploading", "working"] = ""
         self._held, self._timed = 0, True
         self.limit, self._seconds = settings.max_body_bytes, settings.request_seconds
@@ -212,6 +215,11 @@ def shorten(scope: Scope, milliseconds: int) -> None:
     """Let a route shorten the deadline of its request: `timeout_ms` of a query."""
     exchange: Exchange = scope[EXCHANGE]
     exchange.shorten(milliseconds)
+
+
+def id_of(given: bytes) -> str:
+    """A request's id: what its X-Request-Id says where that is one, else a new one."""
+    return given.decode() if _REQUEST_ID.fullmatch(given) else next(_IDS)
 
 
 def _length(headers: dict[bytes, bytes]) -> int | None:

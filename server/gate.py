@@ -1,7 +1,8 @@
 """The gate: what every request passes before a route sees it. Id, admission, key, head; then the route's scope, and the
 body as the route reads it; last resort, log and metrics on the way out.
 
-Pure ASGI, outermost, and closed by default: a route added tomorrow needs a key without anybody remembering it.
+Before it there is only the door (door.py), which refuses small requests more cheaply while there is no room. Pure ASGI,
+outermost, and closed by default: a route added tomorrow needs a key without anybody remembering it.
 """
 
 from __future__ import annotations

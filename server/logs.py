@@ -1,4 +1,4 @@
-"""JSON logs on standard error: one line per event, one event per request.
+"""JSON logs on standard error: one line per event, one event per request; refused ones are told together (door.py).
 
 A request's line holds its id, route template, status, time, sizes and collection. Keys, vectors, payloads, texts and
 ids of records are never logged.

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
+import sys
 import time
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
-from nestvec.server.protocol import bounded_head
+from nestvec.server.protocol import GuardedProtocol, guarded
 from nestvec.server.service import Service
 from nestvec.server.settings import Settings
+from nestvec.server.waiting import BACKLOG
 
 logger = logging.getLogger("nestvec.server")
 
-BACKLOG = 2048
+_ACCEPTED_AT_ONCE = 16
+"""Connections accepted in one turn of the event loop. uvloop accepts one for each listening descriptor, and under
+overload, when a turn takes 10 ms, a new connection would wait behind hundreds of others for seconds."""
+_SWITCH_SECONDS = 1e-3
+"""For so long at most, in place of 5 ms, another thread's Python (a job's, a write's) keeps the event loop waiting."""
+
+_LAST_TURNS, _TURN_SECONDS = 5, 0.02
 
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
@@ -32,29 +41,16 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     def ignore(_: int, __: FrameType | None) -> None:
         pass
 
+    sys.setswitchinterval(_SWITCH_SECONDS)
     before = {number: signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server.run([listener])
+        # uvicorn closes them all when it stops
+        server.run([listener, *(listener.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if service.failure is not None:
         raise service.failure
-
-
-def listen(settings: Settings) -> socket.socket:
-    """A listening socket at the address of the settings. Raises OSError where it is taken."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        reason = f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}"
-        raise OSError(error.errno, reason) from None
-    return listener
 
 
 class _Server(uvicorn.Server):
@@ -75,6 +71,16 @@ class _Server(uvicorn.Server):
         if not self._drain:
             self.should_exit = True
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Read what was sent already, and let each answer end its connection (protocol.py): when the others are closed
+        they are idle, and no request is reset that a client sent in time."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, GuardedProtocol) and connection.working():
+                connection.shutdown()
+        for _ in range(_LAST_TURNS):
+            await asyncio.sleep(_TURN_SECONDS)
+        await super().shutdown(sockets)
+
     async def on_tick(self, counter: int) -> bool:
         if self._service.failure is not None:
             return True
@@ -87,7 +93,7 @@ def configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        http=bounded_head(settings.read_seconds),
+        http=guarded(settings.read_seconds, app.state.door),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -13,6 +13,7 @@ from nestvec.engine.encoders import registry
 from nestvec.engine.plan import Route
 from nestvec.index import kernels
 from nestvec.server.errors import RequestProblem
+from nestvec.server.limits import FIXED
 from nestvec.server.models import InfoReply, StatusReply
 from nestvec.server.openapi import problems
 from nestvec.server.scopes import visible
@@ -57,7 +58,7 @@ def _info(settings: Settings, damaged: list[str]) -> InfoReply:
         encoders=sorted(registry.names()),
         routes=list(get_args(Route)),
         workers=settings.workers,
-        limits=settings.limits(),
+        limits=settings.limits() | FIXED,
         damaged=damaged,
     )
 

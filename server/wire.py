@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from nestvec.engine.calibration.points import Source
+from nestvec.engine.filters.tree import MAX_CONDITIONS, MAX_IN
+from nestvec.engine.filters.tree import MAX_DEPTH as MAX_FILTER_DEPTH
 from nestvec.engine.fusion import MAX_DEPTH as MAX_DEPTH_OF_FUSION
 from nestvec.engine.fusion import Kind
 from nestvec.engine.plan import MAX_K, Route
@@ -50,7 +52,10 @@ Payload = Annotated[
 FilterTree = Annotated[
     dict[str, Any],
     Meta(
-        description="A filter: all, any or not over filters, or one condition on a field of the payload.",
+        description=(
+            "A filter: all, any or not over filters, or one condition on a field of the payload. At most "
+            f"{MAX_CONDITIONS} conditions, {MAX_FILTER_DEPTH} deep, and {MAX_IN} values after `in`."
+        ),
         extra_json_schema={"examples": [{"field": "lang", "eq": "en"}]},
     ),
 ]

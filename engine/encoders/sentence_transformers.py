@@ -225,7 +225,7 @@ def cached_folder(name: str) -> Path:
     if _HUB_NAME.fullmatch(name):
         for repository in [name] if "/" in name else [name, f"{KIND}/{name}"]:
             try:
-                return Path(snapshot_download(repository, local_files_only=True))
+                return Path(snapshot_download(repository, local_files_only=True))  # nosec B615 - from the cache
             except (LocalEntryNotFoundError, HFValidationError):
                 continue
     raise NotFound(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
+from nestvec.engine.filters.shown import shown
 from nestvec.engine.filters.times import NO_TIME, micros
 from nestvec.errors import InvalidInput
 
@@ -48,8 +49,8 @@ def check_types(payload: Mapping[str, Any] | None, fields: Fields) -> None:
         items = value if isinstance(value, list) else [] if value is None else [value]
         wrong = next((item for item in items if not _IS[kind](item)), None)
         if wrong is not None or None in items:
-            shown = "an array with a null" if wrong is None else f"{wrong!r:.100}"
-            raise InvalidInput(f"field {name!r} is declared {kind} (or an array of them); got {shown}")
+            came = "an array with a null" if wrong is None else shown(wrong)
+            raise InvalidInput(f"field {name!r} is declared {kind} (or an array of them); got {came}")
 
 
 def inside(value: object, path: list[str]) -> object:

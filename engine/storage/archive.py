@@ -171,9 +171,7 @@ def _parse(path: Path, manifest: bytes) -> tuple[dict[str, Any], tuple[Member, .
     """Whatever a foreign manifest says, only names that we give ourselves come out."""
     try:
         content = json.loads(manifest)
-        members = tuple(
-            Member(str(each["name"]), int(each["size"]), int(each["crc32c"])) for each in content["members"]
-        )
+        members = tuple(_member(each) for each in content["members"])
         facts = dict(content["facts"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(str(path), f"the manifest cannot be read: {error!r:.200}") from None
@@ -186,6 +184,13 @@ def _parse(path: Path, manifest: bytes) -> tuple[dict[str, Any], tuple[Member, .
     if any(member.size < 0 for member in members):
         raise Damaged(str(path), "lists a member of negative size")
     return facts, members
+
+
+def _member(given: dict[str, Any]) -> Member:
+    name, size, crc = given["name"], given["size"], given["crc32c"]
+    if not isinstance(name, str) or type(size) is not int or type(crc) is not int:
+        raise TypeError("a member has a name, and whole numbers for its size and checksum")
+    return Member(name, size, crc)
 
 
 def _read(archive: Archive, progress: Progress) -> Iterator[tuple[Member, bytes | None]]:

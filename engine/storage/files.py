@@ -15,7 +15,7 @@ import signal
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 
 from nestvec.engine.storage.disk import FILE_MODE as FILE_MODE
 from nestvec.engine.storage.disk import Disk
+from nestvec.engine.storage.manifest import FORMAT_VERSION, check_array, described, parse
+from nestvec.engine.storage.manifest import MANIFEST as MANIFEST
+from nestvec.engine.storage.manifest import FileEntry as FileEntry
+from nestvec.engine.storage.manifest import Manifest as Manifest
 from nestvec.errors import Damaged, NoSpace
 from nestvec.index import kernels
 
 BLOCK_BYTES = 1 << 20
-MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
 
 
 disk = Disk()
@@ -40,16 +42,6 @@ def crash_point(name: str) -> None:
     """Kill this process here when the environment variable NESTVEC_CRASH_AT is `name`: how crash tests aim."""
     if os.environ.get("NESTVEC_CRASH_AT") == name:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """What a manifest knows about one file: `crc32c` of the whole and of every MiB."""
-
-    name: str
-    size: int
-    crc32c: int
-    blocks: list[int]
 
 
 class FileWriter:
@@ -125,15 +117,6 @@ def adopt(directory: Path) -> list[FileEntry]:
     return entries
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """`manifest.json`: what kind of directory this is, its facts, and its files."""
-
-    kind: str
-    meta: dict[str, Any]
-    files: dict[str, FileEntry]
-
-
 def write_manifest(directory: Path, kind: str, meta: dict[str, Any], files: list[FileEntry]) -> int:
     """Write the manifest last and fsync the directory. Returns the crc32c of the manifest, which the catalog keeps."""
     head = {"format": f"nestvec-{kind}", "version": FORMAT_VERSION, "byte_order": "little", "meta": meta}
@@ -158,20 +141,11 @@ def read_manifest(directory: Path, kind: str, expected_crc: int, *, sizes: bool 
     found = crc32c(data)
     if found != expected_crc:
         raise Damaged(str(path), f"crc32c is {found:#010x}, the catalog says {expected_crc:#010x}")
-    content = json.loads(data)
-    if content["format"] != f"nestvec-{kind}" or content["version"] != FORMAT_VERSION:
-        raise Damaged(
-            str(path),
-            f"is {content['format']} version {content['version']}; this nestvec reads version "
-            f"{FORMAT_VERSION} of nestvec-{kind}",
-        )
-    files = {item["name"]: FileEntry(**item) for item in content["files"]}
-    for entry in files.values():
-        if Path(entry.name).name != entry.name:
-            raise Damaged(str(path), f"lists {entry.name!r:.100}, which is no plain file name")
-        if sizes:
+    manifest = parse(path, data, kind)
+    if sizes:
+        for entry in manifest.files.values():
             _check_size(directory / entry.name, entry)
-    return Manifest(kind, content["meta"], files)
+    return manifest
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:
@@ -203,10 +177,11 @@ def checksum(path: Path) -> tuple[int, int]:
 
 
 def map_array(path: Path, dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """A read-only view of a published file."""
+    """A read-only view of a published file. Raises Damaged where its size is another than that of the array."""
+    kind = check_array(path, dtype, shape)
     if 0 in shape:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype=_little(np.dtype(dtype)), mode="r", shape=shape).view(np.ndarray)
+        return np.empty(shape, kind)
+    return np.memmap(path, dtype=_little(kind), mode="r", shape=shape).view(np.ndarray)
 
 
 def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -282,10 +257,12 @@ def read_arrays(directory: Path, kind: str, expected_crc: int) -> tuple[dict[str
     """The fully verified facts and arrays of `write_arrays`; the arrays are read-only maps."""
     manifest = read_manifest(directory, kind, expected_crc)
     arrays = {}
-    for name, described in manifest.meta["arrays"].items():
-        path = directory / f"{name}.bin"
-        verify_file(path, manifest.files[path.name])
-        arrays[name] = map_array(path, described["dtype"], tuple(described["shape"]))
+    for name, (dtype, shape) in described(directory / MANIFEST, manifest.meta).items():
+        entry = manifest.files.get(f"{name}.bin")
+        if entry is None:
+            raise Damaged(str(directory / MANIFEST), f"describes an array {name!r:.100} and lists no file of it")
+        verify_file(directory / entry.name, entry)
+        arrays[name] = map_array(directory / entry.name, dtype, shape)
     return manifest.meta["facts"], arrays
 
 

@@ -18,6 +18,7 @@ from nestvec.engine.coordinates import Turn
 from nestvec.engine.progress import Progress
 from nestvec.engine.routes import SOAR, FirstStage, Model
 from nestvec.engine.storage import files, library_index
+from nestvec.engine.storage.manifest import described
 from nestvec.errors import Damaged, InvalidInput, MissingDependency
 from nestvec.index.ehi.router import residual_arrays, residual_from
 from nestvec.index.lists import store
@@ -70,10 +71,10 @@ def open_generation(path: Path, number: int, manifest_crc: int) -> Generation:
     enough.
     """
     manifest = files.read_manifest(path, KIND, manifest_crc, sizes=False)
+    facts = _facts(path, manifest)
     turn = _read_turn(path, manifest)
-    facts = manifest.meta["facts"]
     route = facts["format"] if facts["format"] in routes.ROUTES else SOAR
-    settings = facts["config"] if route in routes.LIBRARIES else None
+    settings = facts.get("config") if route in routes.LIBRARIES else None
     model: Model | None = None
     try:
         arrays = files.read_arrays(path, KIND, manifest_crc)[1]
@@ -90,14 +91,27 @@ def _turns(name: str) -> bool:
     return name == ROTATION or name.startswith(f"{ADAPTER}_")
 
 
+def _facts(path: Path, manifest: files.Manifest) -> dict[str, Any]:
+    described(path / files.MANIFEST, manifest.meta)
+    facts: dict[str, Any] = manifest.meta["facts"]
+    if not isinstance(facts.get("format"), str):
+        raise Damaged(str(path / files.MANIFEST), "does not say which model it is of")
+    return facts
+
+
 def _read_turn(path: Path, manifest: files.Manifest) -> Turn:
     held = {}
-    for name, facts in manifest.meta["arrays"].items():
+    for name, (_, shape) in described(path / files.MANIFEST, manifest.meta).items():
         if _turns(name):
-            entry = manifest.files[f"{name}.bin"]
+            entry = manifest.files.get(f"{name}.bin")
+            if entry is None:
+                raise Damaged(str(path / files.MANIFEST), f"describes {name!r:.100} and lists no file of it")
             files.verify_file(path / entry.name, entry)
-            held[name] = np.array(files.map_array(path / entry.name, "float32", tuple(facts["shape"])))
-    return Turn(held.get(ROTATION), residual_from(held, ADAPTER), bool(manifest.meta["facts"].get("unit", False)))
+            held[name] = np.array(files.map_array(path / entry.name, "float32", shape))
+    rotation = held.get(ROTATION)
+    if rotation is not None and (rotation.ndim != 2 or len(set(rotation.shape)) != 1):
+        raise Damaged(str(path / files.MANIFEST), f"describes a rotation of shape {rotation.shape!r:.100}")
+    return Turn(rotation, residual_from(held, ADAPTER), bool(manifest.meta["facts"].get("unit", False)))
 
 
 def write_postings(directory: Path, model: Model, vectors: NDArray[Any], progress: Progress) -> int:

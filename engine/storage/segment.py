@@ -94,12 +94,16 @@ def open_segment(path: Path, number: int, manifest_crc: int, config: CollectionC
     """
     manifest = files.read_manifest(path, KIND, manifest_crc)
     meta = manifest.meta
-    if (meta["dims"], meta["dtype"], meta["metric"]) != (config.dims, config.dtype, config.metric):
-        raise Damaged(str(path / files.MANIFEST), f"describes {meta}, the collection is {config}")
+    rows = meta.get("rows")
+    said = (meta.get("dims"), meta.get("dtype"), meta.get("metric"))
+    if said != (config.dims, config.dtype, config.metric) or type(rows) is not int:
+        raise Damaged(str(path / files.MANIFEST), f"describes {meta!r:.200}, the collection is {config}")
     for entry in manifest.files.values():
         if entry.name == "seqs.bin" or entry.size <= VERIFY_AT_OPEN_BYTES:
             files.verify_file(path / entry.name, entry)
-    rows = int(meta["rows"])
+    missing = next((name for name in _files_of(config) if name not in manifest.files), None)
+    if missing is not None:
+        raise Damaged(str(path / files.MANIFEST), f"does not list {missing}")
     norms = files.map_array(path / "norms.bin", "float32", (rows,)) if config.metric == "cosine" else None
     return Segment(
         number,
@@ -108,6 +112,10 @@ def open_segment(path: Path, number: int, manifest_crc: int, config: CollectionC
         files.map_array(path / "seqs.bin", "int64", (rows,)),
         norms,
     )
+
+
+def _files_of(config: CollectionConfig) -> tuple[str, ...]:
+    return ("vectors.bin", "seqs.bin") + (("norms.bin",) if config.metric == "cosine" else ())
 
 
 def verify_segment(path: Path, manifest_crc: int) -> None:

@@ -21,6 +21,10 @@ INTEGRITY_AT_OPEN_BYTES = 16 << 20
 """Larger files are checked as a whole by `verify` only: it takes about 6 ms for a MiB."""
 BUSY_MILLISECONDS = 5000
 _MAPPED_BYTES = 1 << 40
+_UNWRITTEN = (
+    apsw.IOError, apsw.CantOpenError, apsw.CorruptError, apsw.NotADBError, apsw.NoMemError,
+    apsw.ReadOnlyError,  # SQLite's way out where opening to write fails, be it for once
+)  # fmt: skip
 
 
 def check_sqlite() -> None:
@@ -234,6 +238,7 @@ class SqliteFile:
             connection.set_busy_timeout(BUSY_MILLISECONDS)
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA trusted_schema=OFF")
+            connection.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 1)  # no statement can damage the file on purpose
             return connection
 
     def _commit(self, connection: apsw.Connection) -> None:
@@ -280,7 +285,7 @@ class SqliteFile:
             raise NoSpace(f"{self.path}: no space left; nothing was changed. Free some and try again") from error
         if isinstance(error, apsw.ConnectionClosedError):
             raise NestvecError(f"{self.path.parent} is closed") from error
-        if isinstance(error, apsw.IOError | apsw.CantOpenError):
+        if isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.ReadOnlyError):
             raise NestvecError(f"{self.path}: {error}; nothing was changed") from error
         raise error
 
@@ -292,7 +297,7 @@ def clean_errors(what: str) -> Iterator[None]:
         yield
     except apsw.FullError as error:
         raise NoSpace(f"{what}: no space left; nothing was changed. Free some and try again") from error
-    except (apsw.IOError, apsw.CantOpenError, apsw.CorruptError, apsw.NotADBError, apsw.NoMemError) as error:
+    except _UNWRITTEN as error:
         raise NestvecError(f"{what}: {error}; nothing was changed, try again") from error
 
 

@@ -101,6 +101,8 @@ def _check_rescore(model: ListModel, rows: int, rescore: RescoreRows) -> None:
         rescore.bias is not None and (rescore.bias.dtype != np.float32 or rescore.bias.shape != (rows,))
     ):
         raise InvalidInput(f"rescoring rows for metric {model.metric!r} have a bias float32 [{rows}] only for 'l2'")
+    if rescore.bias is not None and not np.isfinite(rescore.bias).all():
+        raise InvalidInput("the bias of the rescoring rows holds numbers that are not finite")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -39,8 +39,8 @@ def serve(
     """Serve a database over REST until Ctrl-C (or SIGTERM). What has no option here is set by NESTVEC_... variables."""
     from pydantic import ValidationError
 
-    from nestvec.server.app import serve as run
     from nestvec.server.settings import Settings
+    from nestvec.server.start import serve as run
 
     options = {
         "host": host,

@@ -21,9 +21,10 @@ import uvicorn
 import nestvec
 from nestvec.server.app import create_app
 from nestvec.server.logs import access_log
-from nestvec.server.process import configuration, listen
+from nestvec.server.process import configuration
 from nestvec.server.scopes import OPERATIONS, operation
 from nestvec.server.settings import Settings
+from nestvec.server.waiting import listen
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rest.md"
 PORT = "8765"

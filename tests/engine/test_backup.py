@@ -221,6 +221,9 @@ def test_a_member_of_any_other_name_is_refused(database: Database, tmp_path: Pat
     lambda m: m.update(facts=3),
     lambda m: m["members"][0].update(size=-1),
     lambda m: m["members"][0].update(size=1 << 62),
+    lambda m: m["members"][0].update(size=float("inf")),
+    lambda m: m["members"][0].update(crc32c=float("inf")),
+    lambda m: m["members"][0].update(size="5"),
 ])  # fmt: skip
 def test_a_manifest_that_says_nonsense_is_damaged(
     database: Database, tmp_path: Path, change: Callable[[dict[str, object]], None]
@@ -270,6 +273,8 @@ def statement(sql: str) -> Callable[[Path], None]:
     statement("DROP TABLE meta"),
     statement("DELETE FROM meta WHERE key='name'"),
     statement("UPDATE meta SET value='{}' WHERE key='config'"),
+    statement("UPDATE meta SET value='{\"dims\": 1e999, \"metric\": \"dot\"}' WHERE key='config'"),
+    statement("UPDATE meta SET value='[[]]' WHERE key='config'"),
     statement("UPDATE meta SET value=99 WHERE key='format'"),
     statement("DELETE FROM record WHERE seq=(SELECT max(seq) FROM record)"),
     statement("UPDATE record SET payload=x'7b7d' WHERE id='g7'"),

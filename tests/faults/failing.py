@@ -142,15 +142,16 @@ def attempt(work: Callable[[], object], arm: Callable[[], None]) -> bool:
 
 
 def main() -> None:
-    home, verb, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    home, verb, first, step = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     source = home / "prepared"
     model = prepare(source)
-    totals = {"fired": 0, "failed": 0, "wrong": 0}
+    totals = {"fired": 0, "failed": 0, "wrong": 0} | {f"{call} fired": 0 for call in CALLS}
     for forever in (0, 1):
-        for number, code in enumerate(CALLS.values()):
+        for number, (call, code) in enumerate(CALLS.items()):
             n = 1
             while one(home, source, model, verb, (number, n, code, forever), totals):
-                n += step
+                totals[f"{call} fired"] += 1
+                n += (4 if forever else 1) if n < first else step
     print(json.dumps(totals))
     sys.exit(totals["wrong"] > 0)
 

@@ -18,6 +18,8 @@ from faultlib import amount, record_of
 
 import nestvec
 from nestvec import Record
+from nestvec.engine.encoders.static import load
+from nestvec.engine.stdlib_docs import passages
 
 SERVE = [sys.executable, "-m", "nestvec.cli", "serve", "--port", "0", "--db"]
 
@@ -130,9 +132,18 @@ def test_a_build_without_memory_fails_and_leaves_the_collection_as_it_was(tmp_pa
     print("F12:", outcomes)
 
 
-def clusters(rng: np.random.Generator, centres: np.ndarray, n: int) -> np.ndarray:
-    noise = rng.normal(size=(n, centres.shape[1])).astype(np.float32)
-    return centres[rng.integers(len(centres), size=n)] + 0.6 * noise
+DIMS_OF_TEXT = 128
+
+
+def text_vectors(rows: int) -> np.ndarray:
+    """Float32 [rows, 128]: the static encoder's vectors of runs of words out of the documentation of Python."""
+    width = 16
+    texts = [passage["text"].split() for passage in passages()]
+    runs = [" ".join(words[at : at + width]) for words in texts for at in range(0, max(1, len(words) - width), 4)]
+    runs = list(dict.fromkeys(runs))
+    chosen = np.random.default_rng(3).permutation(len(runs))[:rows]
+    assert len(chosen) == rows, f"there are {len(runs)} runs of words"
+    return load().encode_queries([runs[i] for i in chosen])[:, :DIMS_OF_TEXT]
 
 
 def recall(collection: nestvec.Collection, queries: np.ndarray) -> float:
@@ -144,42 +155,49 @@ def recall(collection: nestvec.Collection, queries: np.ndarray) -> float:
 
 @pytest.mark.timeout(1200)
 def test_churn_costs_no_recall_and_a_restart_changes_nothing(tmp_path: Path) -> None:
+    """F15, with vectors of real text: what is deleted in one round may come back under another id in a later one."""
     rng = np.random.default_rng(3)
-    rows, dims, rounds = amount(4000, 20_000), 64, 20
-    centres = rng.normal(size=(200, dims)).astype(np.float32)
-    queries = clusters(rng, centres, 200)
-    live = {f"r{i}" for i in range(rows)}
+    rows, rounds = amount(4000, 20_000), amount(5, 20)
+    vectors = text_vectors(rows * 8 // 5 + 200)
+    queries, vectors = vectors[-200:], vectors[:-200]
+    held = {f"start-{i}": i for i in range(rows)}
     with nestvec.open(tmp_path / "db") as database:
-        collection = database.create_collection("c", dims=dims)
-        vectors = clusters(rng, centres, rows)
-        collection.build([nestvec.Batch(0, sorted(live), vectors)])
+        collection = database.create_collection("c", dims=DIMS_OF_TEXT, granularities=(64, DIMS_OF_TEXT))
+        collection.build([nestvec.Batch(0, list(held), vectors[:rows])])
         before = recall(collection, queries)
         worst = 1.0
         for turn in range(rounds):
-            doomed = rng.choice(sorted(live), rows * 3 // 10, replace=False).tolist()
-            for start in range(0, len(doomed), 1000):
-                collection.delete(doomed[start : start + 1000])
-            fresh = [f"t{turn}-{i}" for i in range(len(doomed))]
-            new = clusters(rng, centres, len(fresh))
-            for start in range(0, len(fresh), 1000):
-                part = slice(start, start + 1000)
-                collection.upsert([Record(id, vector) for id, vector in zip(fresh[part], new[part], strict=True)])
-            live = (live - set(doomed)) | set(fresh)
+            held = churned(collection, held, vectors, turn, rng)
             collection.seal()
             if turn % 4 == 3:
                 collection.compact()
             worst = min(worst, recall(collection, queries))
             assert collection.count() == rows
-            assert not collection.get(doomed[:1000])
-        after = recall(collection, queries)
         answers = [[(hit.id, hit.score) for hit in hits] for hits in collection.search_batch(queries, k=10)]
     with nestvec.open(tmp_path / "db") as database:
         collection = database.collection("c")
         again = [[(hit.id, hit.score) for hit in hits] for hits in collection.search_batch(queries, k=10)]
         assert again == answers
-        assert {record.id for record in collection.get(sorted(live))} == live
+        assert {record.id for record in collection.get(list(held))} == set(held)
+        after = recall(collection, queries)
     print(f"F15: recall@10 {before:.4f} before, {worst:.4f} at worst, {after:.4f} after {rounds} rounds of {rows} rows")
     assert worst >= before - 0.01
+
+
+def churned(
+    collection: nestvec.Collection, held: dict[str, int], vectors: np.ndarray, turn: int, rng: np.random.Generator
+) -> dict[str, int]:
+    """Delete 30 % and write as many others: id -> row of `vectors`, before and after."""
+    doomed = rng.choice(list(held), len(held) * 3 // 10, replace=False).tolist()
+    free = np.setdiff1d(np.arange(len(vectors)), list(held.values()))
+    fresh = {f"t{turn}-{row}": int(row) for row in rng.choice(free, len(doomed), replace=False)}
+    for start in range(0, len(doomed), 1000):
+        collection.delete(doomed[start : start + 1000])
+        part = list(fresh)[start : start + 1000]
+        collection.upsert([Record(id, vectors[fresh[id]]) for id in part])
+    assert not collection.get(doomed[:1000])
+    gone = set(doomed)
+    return {id: row for id, row in held.items() if id not in gone} | fresh
 
 
 SYNCS = """

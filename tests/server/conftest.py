@@ -18,8 +18,9 @@ import nestvec
 from nestvec.engine.database import Database
 from nestvec.engine.record import Record
 from nestvec.server.app import create_app
-from nestvec.server.process import configuration, listen
+from nestvec.server.process import configuration
 from nestvec.server.settings import Settings
+from nestvec.server.waiting import listen
 
 DIMS = 8
 

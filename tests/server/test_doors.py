@@ -26,10 +26,11 @@ from nestvec.errors import (
     NotFound,
     OutcomeUnknown,
 )
-from nestvec.server.app import create_app, serve
+from nestvec.server.app import create_app
 from nestvec.server.errors import from_engine
 from nestvec.server.gate import OPEN_PATHS
 from nestvec.server.settings import Settings, check_bind
+from nestvec.server.start import serve
 
 KEY = "correct horse é"
 

@@ -16,8 +16,9 @@ from nestvec.engine.database import Database
 from nestvec.engine.keys import key_digests
 from nestvec.errors import Conflict, InvalidInput, NotFound
 from nestvec.server import auth
-from nestvec.server.app import create_app, serve
+from nestvec.server.app import create_app
 from nestvec.server.settings import Settings
+from nestvec.server.start import serve
 
 
 def bearer(secret: str) -> dict[str, str]:
@@ -132,7 +133,7 @@ def test_failures_of_an_address_are_limited_and_forgotten(database: Database, mo
 def test_a_stored_key_lets_the_service_bind_anywhere(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NESTVEC_API_KEY", raising=False)
     ran: list[object] = []
-    monkeypatch.setattr("nestvec.server.app.run", lambda *given: ran.append(given))
+    monkeypatch.setattr("nestvec.server.process.run", lambda *given: ran.append(given))
     with pytest.raises(InvalidInput, match="without an API key"):
         serve(database.path, Settings(host="0.0.0.0", port=0))
     database.create_key("a", "read")

@@ -21,7 +21,7 @@ from nestvec.server.settings import Settings
 
 START = """
 import sys
-from nestvec.server.app import serve
+from nestvec.server.start import serve
 from nestvec.server.settings import Settings
 serve(sys.argv[1], Settings())
 """

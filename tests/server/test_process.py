@@ -18,7 +18,7 @@ import nestvec
 
 START = """
 import sys
-from nestvec.server.app import serve
+from nestvec.server.start import serve
 from nestvec.server.settings import Settings
 serve(sys.argv[1], Settings())
 """

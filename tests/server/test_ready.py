@@ -17,8 +17,9 @@ import nestvec
 from nestvec.engine.collection import Collection
 from nestvec.engine.database import Database
 from nestvec.errors import Damaged, EncoderMismatch
-from nestvec.server.app import create_app, serve
+from nestvec.server.app import create_app
 from nestvec.server.settings import Settings
+from nestvec.server.start import serve
 
 Served = Callable[[FastAPI], AbstractContextManager[str]]
 

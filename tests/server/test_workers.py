@@ -25,7 +25,7 @@ WORKERS = 4
 WRITES = 1000
 START = """
 import sys
-from nestvec.server.app import serve
+from nestvec.server.start import serve
 from nestvec.server.settings import Settings
 serve(sys.argv[1], Settings())
 """
