@@ -76,7 +76,7 @@ def model_arrays(model: Model) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]
 def model_from(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Model:
     """The model that `model_arrays` told. Raises Damaged, and MissingDependency without its library."""
     module = _STORES.get(facts["format"])
-    if module is None or facts["version"] != module.VERSION:
+    if module is None or facts.get("version") != module.VERSION:
         raise Damaged(f"{facts['format']} model", "it was written by another release of nestvec")
     model: Model = module.model_from(facts, arrays)
     return model
