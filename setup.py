@@ -9,7 +9,8 @@ from setuptools import setup
 
 _FOLDER = "index/kernels"
 _PRIMITIVES = ("primitives_portable", "primitives_avx2", "primitives_avx512")
-_SOURCES = ("binding", "binding_encode", "binding_search", "bands", "encode", *_PRIMITIVES, "router", "search", "stages")
+_BINDINGS = ("binding", "binding_encode", "binding_search")
+_SOURCES = (*_BINDINGS, "bands", "encode", *_PRIMITIVES, "router", "search", "stages")
 _HEADERS = (
     "binding_checks",
     "binding_holders",

@@ -27,8 +27,8 @@ import numpy.typing as npt
 
 import nestvec
 from nestvec import Collection, Cut, Plan
-from nestvec.benchmarks.hybrid import ndcg
 from nestvec.benchmarks.machine import describe
+from nestvec.benchmarks.metrics import ndcg
 from nestvec.engine.encoders import load_encoder
 from nestvec.index.ehi.tree import Tree, adapt
 from nestvec.train.ehi.balance import Balance

@@ -5,6 +5,7 @@ Scores are float64 here, higher is better: dot <q,x>, l2 -||q-x||^2, cosine <q,x
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -95,3 +96,13 @@ class Judge:
         rows, counted = np.take_along_axis(found, ordered, axis=1), np.take_along_axis(right, ordered, axis=1)
         counted[:, 1:] &= rows[:, 1:] != rows[:, :-1]
         return int(counted.sum()) / found.size
+
+
+def ndcg(ids: Sequence[str], grades: Mapping[str, float], depth: int = 10) -> float:
+    """nDCG of a ranking at a depth, with the grades as gains (Järvelin and Kekäläinen 2002)."""
+    ideal = sorted(grades.values(), reverse=True)[:depth]
+    return _gain([grades.get(id, 0.0) for id in ids[:depth]]) / _gain(ideal)
+
+
+def _gain(grades: Sequence[float]) -> float:
+    return float(sum(grade / np.log2(place + 2) for place, grade in enumerate(grades)))

@@ -227,7 +227,7 @@ def _loop(
             group["lr"] = rate * _schedule(run.step, steps.total)
         loss = batch_loss(tower, batch, wanted, guide)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         run.step += 1
         progress("train", run.step, steps.total)
