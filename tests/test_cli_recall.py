@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from .test_cli import Cli, assert_one_line_error, calibrated, cli, db, environment, points, vectors, world
+from .test_cli import Cli, assert_one_line_error, calibrated, cli, db, environment, mined, points, vectors, world
 
-__all__ = ["calibrated", "cli", "db", "vectors", "world"]  # fixtures
+__all__ = ["calibrated", "cli", "db", "mined", "vectors", "world"]  # fixtures
 
 
 def test_a_search_says_which_recall_it_has(cli: Cli, world: dict[str, str]) -> None:

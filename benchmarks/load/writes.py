@@ -36,7 +36,7 @@ def beyond_what_can_be_written(scratch: Path, queries: F32, report: Report, batc
         status, told = service.call("GET", f"/v1/collections/{NAME}/records/count")
     accepted, refused = int((found.status == 200).sum()), int(np.isin(found.status, (429, 503)).sum())
     report.facts["writes"] = {"offered_mb": sum(map(len, requests)) / _MIB, "accepted": accepted, "refused": refused}
-    report.least("L8", "batches refused: the queue was full", refused, 1)
+    report.least("L8", "batches refused: the queue was full", refused, 1, time=True)
     tell_statuses(report, "L8", found)
     # Rows that were written are held while they grow; of what waits, the body and what is made of it.
     bar = 8 * BOUND_MB + 2 * accepted * RECORDS * dims * 4 / _MIB + 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,24 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="Adaptive-retrieval vector search: build, serve, search and measure collections.",
 )
 for commands in (build, records, recall, maintenance, transfer, backups, access, bench, evaluation, train):
     commands.register(app)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(version("nestvec"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    told: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_tell_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Adaptive-retrieval vector search: build, serve, search and measure collections."""
 
 
 @app.command()

@@ -102,7 +102,7 @@ def test_commands_that_are_only_shown_exist_with_their_options() -> None:
         command, words = typer.main.get_command(app), shlex.split(line)[1:]
         while words and words[0] in getattr(command, "commands", {}):
             command, words = command.commands[words[0]], words[1:]
-        assert not getattr(command, "commands", {}) or words[0].startswith("--"), line
+        assert not getattr(command, "commands", {}) or not words or words[0].startswith("--"), line
         options = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
         assert {word for word in words if re.match("--?[a-z]", word)} <= options, line
 

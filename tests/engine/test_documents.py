@@ -174,7 +174,7 @@ def test_a_record_with_a_vector_is_one_chunk(tmp_path: Path) -> None:
         (Record("x" * 249, text="fine"), "a document's id has at most 248 bytes"),
         (Record("ok", text="again"), "the same id is already at position 0"),
         (Record("ok2", text="fine", payload={"x": float("nan")}), "NaN"),
-        (Record("ok2", np.zeros(256, np.float32)), "zero vector"),
+        (Record("ok2", np.zeros(512, np.float32)), "zero vector"),
     ],
 )
 def test_a_bad_document_is_named_by_its_own_place_and_nothing_is_written(

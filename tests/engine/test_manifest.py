@@ -15,9 +15,9 @@ from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.storage import files
 from nestvec.engine.storage.segment import SegmentWriter, open_segment
 from nestvec.errors import Damaged, InvalidInput
+from nestvec.index.lists.search import ListIndex
 from nestvec.index.rescore import RescoreRows, rescore_rows
 from nestvec.index.soar.assign import assign
-from nestvec.index.soar.search import SoarIndex
 from nestvec.index.soar.train import SoarConfig, train
 
 CONFIG = CollectionConfig(4, "cosine")
@@ -104,6 +104,6 @@ def test_a_rescoring_bias_that_is_not_finite_is_refused_before_a_kernel_sees_it(
     assert rescore.bias is not None
     spoilt = rescore.bias.copy()
     spoilt[3] = np.nan
-    SoarIndex(model, assign(model, vectors), rescore)
+    ListIndex(model, assign(model, vectors), rescore)
     with pytest.raises(InvalidInput, match="not finite"):
-        SoarIndex(model, assign(model, vectors), RescoreRows(rescore.codes, spoilt))
+        ListIndex(model, assign(model, vectors), RescoreRows(rescore.codes, spoilt))

@@ -224,6 +224,7 @@ def test_an_encoder_that_changed_under_its_name_is_refused(
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("NESTVEC_")}
+    kept["COLUMNS"] = "160"  # a table is cut to the terminal's width
     line = [sys.executable, "-m", "nestvec.cli", "eval", *map(str, arguments)]
     return subprocess.run(line, env=kept, capture_output=True, text=True, timeout=120)
 

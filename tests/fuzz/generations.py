@@ -12,6 +12,7 @@ from target import allowed, fuzz, instrumented, pack, scratch, unpack
 with instrumented():
     import numpy as np
 
+    from nestvec.engine.coordinates import PLAIN, Turn
     from nestvec.engine.progress import silent
     from nestvec.engine.storage import files
     from nestvec.engine.storage.generation import (
@@ -23,7 +24,7 @@ with instrumented():
         write_postings,
     )
     from nestvec.index.funnel import FunnelPlan, Stage
-    from nestvec.index.soar.search import SearchPart, SoarIndex, SoarSearcher
+    from nestvec.index.lists.search import ListIndex, ListSearcher, SearchPart
     from nestvec.index.soar.train import SoarConfig, SoarModel, train
 
 HOME = scratch()
@@ -43,8 +44,8 @@ def seeds() -> list[bytes]:
     """A generation, one with a rotation, and posting lists, told apart by the first byte."""
     trained = model()
     homes = [files.new_directory(HOME / name) for name in ("plain", "rotated", "postings")]
-    write_generation(homes[0], trained, None)
-    write_generation(homes[1], trained, np.eye(DIMS, dtype=np.float32))
+    write_generation(homes[0], trained, PLAIN)
+    write_generation(homes[1], trained, Turn(np.eye(DIMS, dtype=np.float32)))
     write_postings(homes[2], trained, VECTORS, silent)
     found = [kind + pack(home) for kind, home in zip((b"g", b"g", b"p"), homes, strict=True)]
     for home in homes:
@@ -64,8 +65,8 @@ def check(data: bytes) -> bool:
     def work() -> None:
         if data[:1] == b"p":
             index = open_postings(folder, crc, _MODEL, 1 << 30)
-            assert isinstance(index, SoarIndex)
-            searcher = SoarSearcher([SearchPart(index, VECTORS, SEQS, None)])
+            assert isinstance(index, ListIndex)
+            searcher = ListSearcher([SearchPart(index, VECTORS, SEQS, None)])
             seqs, _ = searcher.search(VECTORS[0], 5, PLAN)
             assert set(seqs) <= set(SEQS)
         else:
