@@ -69,6 +69,12 @@ load: $(STAMP)  ## the service under load, L1 to L8 (BASE= QUERIES=): 11 minutes
 soak: $(STAMP)  ## the same at half load with churn, L9 (MINUTES=7; 480 before a release)
 	$(BIN)/python -m nestvec.benchmarks.load --suite soak --minutes $(MINUTES) $(BASED) --out soak.json
 
+# Text by package name: WordNet from Debian, the interpreter's own documentation; ../shared/data where it is there. Installs torch.
+default-encoder: $(STAMP)  ## train the default encoder anew (OUT=engine/encoders/data): an hour on two cores
+	$(INSTALL) '.[dev,parquet,bench,eval,train]'
+	mkdir -p build/wordnet && cd build/wordnet && apt-get download wordnet-base && dpkg -x wordnet-base_*.deb .
+	$(BIN)/python scripts/make_static_encoder.py --wordnet build/wordnet/usr/share/wordnet $(if $(OUT),--out $(OUT)) $(if $(wildcard ../shared/data),--shared ../shared/data)
+
 SETS ?=
 ENCODER ?= static
 
