@@ -457,7 +457,7 @@ def test_time_is_up_once_for_all_attempts(client: nestvec.Client, service: Servi
     assert len(service.seen) == 1
     service.refusals[:] = [503] * 9
     with pytest.raises(nestvec.Busy):
-        client.within(0.3).collection("docs").count()
+        client.within(1.5).collection("docs").count()
     service.refusals.clear()
     assert client.collection("docs").within(None).count() == 40
 
