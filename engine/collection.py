@@ -39,7 +39,7 @@ from nestvec.engine.schema import CollectionConfig, check_id, check_text
 from nestvec.engine.storage import catalog
 from nestvec.engine.storage.layout import Layout
 from nestvec.engine.upkeep import Upkeep
-from nestvec.errors import EncoderMismatch, InvalidInput
+from nestvec.errors import InvalidInput
 
 if TYPE_CHECKING:
     from nestvec.engine.encoders.protocol import Encoder
@@ -382,13 +382,7 @@ class Collection(Upkeep):
         if self._encoder is None:
             if self.config.encoder is None:
                 raise InvalidInput(f"collection {self.name!r} has no encoder: send vectors instead of text")
-            from nestvec.engine.encoders import load_encoder, same_fingerprint
+            from nestvec.engine.encoders import load_same
 
-            encoder = load_encoder(self.config.encoder)
-            if not same_fingerprint(encoder.fingerprint, self.config.encoder_fingerprint):
-                raise EncoderMismatch(
-                    f"collection {self.name!r} was made with encoder {self.config.encoder!r} "
-                    f"{self.config.encoder_fingerprint}; installed is {encoder.name!r} {encoder.fingerprint}"
-                )
-            self._encoder = encoder
+            self._encoder = load_same(self.config.encoder, self.config.encoder_fingerprint, self.name)
         return self._encoder

@@ -2,6 +2,6 @@
 
 from nestvec.engine.encoders.fingerprint import same_fingerprint
 from nestvec.engine.encoders.protocol import Encoder
-from nestvec.engine.encoders.registry import load_encoder, names
+from nestvec.engine.encoders.registry import load_encoder, load_same, names
 
-__all__ = ["Encoder", "load_encoder", "names", "same_fingerprint"]
+__all__ = ["Encoder", "load_encoder", "load_same", "names", "same_fingerprint"]

@@ -13,8 +13,9 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import cast
 
+from nestvec.engine.encoders.fingerprint import same_fingerprint
 from nestvec.engine.encoders.protocol import Encoder
-from nestvec.errors import InvalidInput, NotFound
+from nestvec.errors import EncoderMismatch, InvalidInput, NotFound
 
 GROUP = "nestvec.encoders"
 FORMS = {"openai": "openai:URL#MODEL", "sentence-transformers": "sentence-transformers:NAME-OR-PATH"}
@@ -48,6 +49,20 @@ def load_encoder(name: str) -> Encoder:
         raise NotFound(f"no encoder {kind!r} is installed; there is: {there}")
     with _locks[name]:  # two threads that want it at once load it once; others do not wait for its network
         return _load(name)
+
+
+def load_same(name: str, fingerprint: str | None, collection: str) -> Encoder:
+    """The encoder called `name`, if it still makes the vectors that `collection` holds.
+
+    Raises EncoderMismatch where its fingerprint is another, and what `load_encoder` raises.
+    """
+    encoder = load_encoder(name)
+    if not same_fingerprint(encoder.fingerprint, fingerprint):
+        raise EncoderMismatch(
+            f"collection {collection!r} was made with encoder {name!r} {fingerprint}; installed is {encoder.name!r} "
+            f"{encoder.fingerprint}"
+        )
+    return encoder
 
 
 @cache

@@ -120,15 +120,19 @@ def _is_number(text: str) -> bool:
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, JSON object) of every line that is not blank."""
     for number, line in _lines(path):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path}, line {number}: no JSON: {error}") from None
-        if not isinstance(item, dict):
-            raise InvalidInput(f"{path}, line {number}: expected a JSON object, got {type(item).__name__}")
-        yield number, item
+        if line.strip():
+            yield number, json_object(path, number, line)
+
+
+def json_object(path: Path, number: int, line: str) -> dict[str, Any]:
+    """The JSON object in a line of a file. Raises InvalidInput naming file and line where there is none."""
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path}, line {number}: no JSON: {error}") from None
+    if not isinstance(item, dict):
+        raise InvalidInput(f"{path}, line {number}: expected a JSON object, got {type(item).__name__}")
+    return item
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import islice
@@ -159,6 +159,18 @@ def _write_parquet(file: BinaryIO, columns: Columns, rows: Iterable[Row]) -> Non
 
 
 def _read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
+    def all_of_them(there: list[str]) -> list[str]:
+        _check(path, columns, there)
+        return list(columns)
+
+    return parquet_rows(path, all_of_them)
+
+
+def parquet_rows(path: Path, choose: Callable[[list[str]], list[str]]) -> Iterator[Row]:
+    """The rows of any parquet file; of the columns that are there, `choose` says which. One group of rows is held.
+
+    Raises InvalidInput for what is no parquet, MissingDependency without pyarrow.
+    """
     if find_spec("pyarrow") is None:
         raise MissingDependency(f"reading {path.name}", "parquet")
     import pyarrow
@@ -166,8 +178,7 @@ def _read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
 
     try:
         with parquet.ParquetFile(path) as file:
-            _check(path, columns, file.schema_arrow.names)
-            for group in file.iter_batches(_GROUP_ROWS, columns=list(columns)):
+            for group in file.iter_batches(_GROUP_ROWS, columns=choose(file.schema_arrow.names)):
                 yield from group.to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise InvalidInput(f"{path}: cannot be read as parquet: {error}") from None

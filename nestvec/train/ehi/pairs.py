@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.errors import InvalidInput, MissingDependency
+from nestvec.errors import InvalidInput
+from nestvec.evaluation.files import json_object
+from nestvec.train.files import parquet_rows
 
 F32 = NDArray[np.float32]
 QUERY, VECTOR, DOCUMENT, GRADE = ("query", "text"), ("vector",), ("document", "doc_id"), ("grade",)
@@ -138,34 +138,13 @@ def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> Any:  # noqa: ANN4
 def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise InvalidInput(f"{path}, line {number}: no JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InvalidInput(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}")
-            yield number, row
+            if line.strip():
+                yield number, json_object(path, number, line)
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if find_spec("pyarrow") is None:
-        raise MissingDependency(f"reading {path.name}", "parquet")
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            wanted = [name for name in (*QUERY, *VECTOR, *DOCUMENT, *GRADE) if name in there]
-            number = 0
-            for group in file.iter_batches(8192, columns=wanted):
-                for row in group.to_pylist():
-                    number += 1
-                    yield number, row
-    except pyarrow.ArrowInvalid as error:
-        raise InvalidInput(f"{path}: cannot be read as parquet: {error}") from None
+    known = (*QUERY, *VECTOR, *DOCUMENT, *GRADE)
+    return enumerate(parquet_rows(path, lambda there: [name for name in known if name in there]), 1)
 
 
 def _tabbed(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from nestvec.engine.chunking import document_of
 from nestvec.engine.collection import Collection
 from nestvec.engine.coordinates import prepare_queries
-from nestvec.engine.encoders import load_encoder, same_fingerprint
+from nestvec.engine.encoders import load_same
 from nestvec.engine.snapshot import Delta, Snapshot
 from nestvec.engine.storage import catalog
 from nestvec.engine.storage.segment import Segment
-from nestvec.errors import EncoderMismatch, InvalidInput
+from nestvec.errors import InvalidInput
 from nestvec.train.ehi.pairs import Pairs
 
 F32 = NDArray[np.float32]
@@ -125,12 +125,7 @@ def _queries(collection: Collection, pairs: Pairs) -> F32:
         return prepare_queries(pairs.vectors, collection.config)
     if collection.config.encoder is None:
         raise InvalidInput(f"collection {collection.name!r} has no encoder: give pairs whose queries are vectors")
-    encoder = load_encoder(collection.config.encoder)
-    if not same_fingerprint(encoder.fingerprint, collection.config.encoder_fingerprint):
-        raise EncoderMismatch(
-            f"collection {collection.name!r} was made with another version of its encoder {encoder.name!r}: "
-            "queries of the one installed would mean something else"
-        )
+    encoder = load_same(collection.config.encoder, collection.config.encoder_fingerprint, collection.name)
     return prepare_queries(encoder.encode_queries(pairs.texts or []), collection.config)
 
 
