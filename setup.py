@@ -10,16 +10,19 @@ from setuptools import setup
 _FOLDER = "index/kernels"
 _PRIMITIVES = ("primitives_portable", "primitives_avx2", "primitives_avx512")
 _BINDINGS = ("binding", "binding_encode", "binding_search")
-_SOURCES = (*_BINDINGS, "bands", "encode", *_PRIMITIVES, "router", "search", "stages")
+_SOURCES = (*_BINDINGS, "bands", "encode", *_PRIMITIVES, "recording", "router", "search", "stages")
 _HEADERS = (
     "binding_checks",
     "binding_holders",
+    "binding_recording",
     "binding_segment",
+    "binding_threads",
     "candidates",
     "kernels",
     "pages",
     "primitives",
     "query",
+    "recording",
     "search",
 )
 

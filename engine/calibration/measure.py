@@ -1,29 +1,27 @@
-"""Run calibration queries: truth once, then plans, with their recall and what they cost."""
+"""Measure frontiers: the truth once, one generous recorded search a query and filter, then plans replayed from it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nestvec.engine.calibration.bounds import lower_bound
-from nestvec.engine.calibration.path import Margins, Shape, Step, descend, spread_out
+from nestvec.engine.calibration.path import Margins, Shape, Step, descend, shrunk_together, spread_out
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint, Source
+from nestvec.engine.calibration.trial import Band, CostModel, Ground, Neighbours, Outcome, Recordings, Trial
 from nestvec.engine.calibration.truth import Truth, find_truth
-from nestvec.engine.plan import ListRoute, Plan, wider
+from nestvec.engine.plan import WIDER, Plan
 from nestvec.engine.progress import Progress
-from nestvec.engine.snapshot import SegmentView
 from nestvec.index.lists.model import ListModel
-from nestvec.index.lists.search import ListIndex, ListSearcher, SearchPart
-from nestvec.index.metric import Metric
 from nestvec.index.scan import exact_search
-from nestvec.index.work import Work
 
 F32 = NDArray[np.float32]
+Run = Callable[[Trial, Plan], Outcome]
 
 KS = (1, 10, 100, 1000)
 SELECTIVITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
@@ -33,140 +31,15 @@ _MOST_OF_ROWS = 0.05
 EXACT_ROWS = 4000  # fewer that pass a filter are scanned: no plan is cheaper
 _ORDER = (10, 1, 100, 1000)
 _PATH_OF = {1: 10, 1000: 100}  # one neighbour says too little to find a path by, and a thousand cost too much
+_TOGETHER = 100  # one recording serves all ks up to it; more hits have their own, of fewer queries
 _EXPLORED, _LEAST_EXPLORED, _MOST_EXPLORED = 2000, 24, 128  # neighbours, queries, queries that find a path
-_PROMISED = {100: 500, 1000: 100}  # queries that measure a path; all for fewer neighbours
+_PROMISED = {1000: 100}  # queries that measure a path; all for fewer neighbours
 _LEAST_RECALL = 0.7
 _FINE, _COARSE = 0.02, 0.1  # recall between neighbouring points
 _START: Margins = (0.4, 0.2, 0.12, 0.08)  # generous, in units of the spread: probes, codes, stages
 _START_NATS = 15.0  # the probes' where a tree routes
 _WIDER = 1.3  # for many neighbours
 _SAME_SCORE = 2e-5  # of the spread: what float32 products and their order of addition leave open
-_TIMED = 24
-
-
-@dataclass(frozen=True)
-class Ground:
-    """What is calibrated: coded segments of one model, and which of all their rows count (a mask over all).
-
-    `rows`: live rows of the whole collection.
-    """
-
-    views: Sequence[SegmentView]
-    allowed: NDArray[np.bool_]
-    model: ListModel
-    metric: Metric
-    granularities: tuple[int, ...]
-    row_bytes: int
-    rows: int
-    threads: int
-    route: ListRoute
-
-
-class Band:
-    """The rows that one random filter lets through, and their searcher. `allowed` is a mask over all rows."""
-
-    def __init__(self, ground: Ground, selectivity: float) -> None:
-        self.ground, self.selectivity = ground, selectivity
-        self.allowed = ground.allowed
-        if selectivity < 1:
-            self.allowed = self.allowed & (np.random.default_rng(7).random(len(self.allowed), np.float32) < selectivity)
-        self.rows = int(np.count_nonzero(self.allowed))
-        ends = np.cumsum([view.segment.rows for view in ground.views])
-        masks = np.split(self.allowed, ends[:-1])
-        self.searcher = ListSearcher(
-            [
-                SearchPart(view.first, view.segment.vectors, view.segment.seqs, None if mask.all() else mask.copy())
-                for view, mask in zip(ground.views, masks, strict=True)
-                if isinstance(view.first, ListIndex)
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """recall@k of each query float64 [b]; mean microseconds by the cost model, mean bytes and rows."""
-
-    recalls: NDArray[np.float64]
-    micros: float
-    bytes: float
-    rows: float
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Queries with their truth for one k in one band."""
-
-    band: Band
-    k: int
-    queries: F32
-    floors: F32  # a hit that scores at least this is a true neighbour
-
-    def run(self, plan: Plan, cost: CostModel) -> Outcome:
-        """Search as the engine does: what finds too few rows is asked again, with a wider plan, then exactly."""
-        recalls = np.ones(len(self.queries))
-        spent = np.zeros(3)
-        left = np.arange(len(self.queries))
-        for again in (plan, wider(plan)):
-            _, scores, works = self.band.searcher.search_batch(
-                self.queries[left], self.k, again.funnel, self.band.ground.threads
-            )
-            spent += np.sum([(cost.micros(work), work.bytes, work.rows) for work in works], axis=0)
-            wanted = min(self.k, self.band.rows)
-            found = np.count_nonzero(scores >= self.floors[left, None], axis=1)
-            recalls[left] = np.minimum(found / wanted, 1.0)
-            left = left[scores[:, wanted - 1] == -np.inf]
-            if not len(left):
-                break
-        recalls[left] = 1.0
-        scanned = len(left) * self.band.rows
-        spent += scanned * np.array([cost.exact_micros, self.band.ground.row_bytes, 1])
-        return Outcome(recalls, *(spent / len(self.queries)).tolist())
-
-    @property
-    def shape(self) -> Shape:
-        """What its plans have in common. Caps are wide: margins decide, and caps only bound an odd query."""
-        k, model, route = self.k, self.band.ground.model, self.band.ground.route
-        probes, dims = model.config.partitions, model.config.rescore_dims
-        shortlist, last = max(4000, 60 * k), max(400, 6 * k)
-        if dims:
-            first = min(192, dims)
-            stages = [(first, max(1000, 20 * k), True)] if dims > first else []
-            return Shape(route, probes, shortlist, (*stages, (dims, last, True)))
-        granularities = self.band.ground.granularities
-        stored = next(g for g in granularities if g >= min(model.dims, max(256, model.dims // 2)))
-        return Shape(route, probes, shortlist, ((stored, last, False),))
-
-
-def _split(band: Band, k: int, queries: F32, floors: F32) -> tuple[_Trial, _Trial]:
-    """The queries that find the path, and those that measure it: they took no part, and so can promise.
-
-    A query for many neighbours says more about a path, and takes longer: fewer of them do.
-    """
-    cut = min(max(_EXPLORED // k, _LEAST_EXPLORED), _MOST_EXPLORED, len(queries) // 4)
-    end = cut + _PROMISED.get(k, len(queries))
-    return _Trial(band, k, queries[:cut], floors[:cut]), _Trial(band, k, queries[cut:end], floors[cut:end])
-
-
-class CostModel:
-    """Microseconds of a query on one thread, from how much it touches: steadier than a clock, and the same for all."""
-
-    def __init__(self, trial: _Trial, plan: Plan, exact_micros: float) -> None:
-        """Timed on a few queries of `trial`; `exact_micros`: what the exact scan takes for a row."""
-        search = trial.band.searcher.search_counted
-        works = [search(query, trial.k, plan.funnel)[2] for query in trial.queries[:_TIMED]]
-        # Medians: one query that the system interrupted would count for all.
-        self._route = float(np.median([work.micros["route"] for work in works]))
-        self._scan = float(np.median([work.micros["scan"] / max(work.codes, 1) for work in works]))
-        stages = [[cut["micros"] / max(cut["in"], 1) for cut in work.stages[1:]] for work in works]
-        self._stages: list[float] = np.median(np.array(stages), axis=0).tolist()
-        self.exact_micros = exact_micros
-
-    def micros(self, work: Work) -> float:
-        """What this much work takes."""
-        micros = self._route + self._scan * work.codes
-        for price, cut in zip(self._stages, work.stages[1:], strict=True):
-            micros += price * cut["in"]
-        return micros
 
 
 def measure(ground: Ground, generation: int, queries: F32, source: Source, progress: Progress) -> Calibration:
@@ -174,21 +47,14 @@ def measure(ground: Ground, generation: int, queries: F32, source: Source, progr
     started = time.monotonic()
     exact_micros = _exact_micros(ground, queries)
     truth = _truth(ground, queries, progress)
-    floors = np.float32(-_SAME_SCORE) * _units(ground.model, queries)
-    whole = band = Band(ground, 1.0)
-    cells = [(k, share) for share in SELECTIVITIES for k in _ORDER if _worth(k, share, whole.rows)]
+    slack = np.float32(-_SAME_SCORE) * _units(ground.model, queries)
+    rows = int(np.count_nonzero(ground.allowed))
+    bands = [(share, ks) for share in SELECTIVITIES if (ks := _worthwhile(share, rows))]
     frontiers: list[Frontier] = []
-    paths: dict[int, list[Step]] = {}
-    for k, share in cells:
-        progress("calibrate", len(frontiers), len(cells))
-        if share != band.selectivity:
-            band, paths = Band(ground, share), {}
-        kth = truth.kth(k, None if band is whole else band.allowed)
-        explored, promised = _split(band, k, queries, kth + floors)
-        cost = CostModel(explored, explored.shape.plan(_start(explored)), exact_micros)
-        paths[k] = paths.get(_PATH_OF.get(k, k)) or _path(explored, cost)
-        frontiers.append(_frontier(promised, paths[k], cost))
-    progress("calibrate", len(cells), len(cells))
+    for done, (share, ks) in enumerate(bands):
+        progress("calibrate", done, len(bands))
+        frontiers += _Measurement(Band(ground, share), truth, slack, queries, exact_micros).frontiers(ks)
+    progress("calibrate", len(bands), len(bands))
     return Calibration(
         datetime.now(UTC).isoformat(timespec="milliseconds"),
         generation,
@@ -201,9 +67,93 @@ def measure(ground: Ground, generation: int, queries: F32, source: Source, progr
     )
 
 
-def _worth(k: int, share: float, rows: int) -> bool:
-    """Whether a plan could be cheaper than scanning what passes the filter."""
-    return share * rows >= EXACT_ROWS and k / share <= min(DEPTH, _MOST_OF_ROWS * rows)
+def _worthwhile(share: float, rows: int) -> list[int]:
+    """The numbers of hits for which a plan could be cheaper than scanning what passes the filter."""
+    if share * rows < EXACT_ROWS:
+        return []
+    return [k for k in _ORDER if k / share <= min(DEPTH, _MOST_OF_ROWS * rows)]
+
+
+class _Measurement:
+    """Of one band: `frontiers` makes those of some ks."""
+
+    def __init__(self, band: Band, truth: Truth, slack: F32, queries: F32, exact_micros: float) -> None:
+        """`slack` f32 [b] is added to the k-th best score of each of queries f32 [b, dims]."""
+        self._band, self._truth, self._slack, self._queries = band, truth, slack, queries
+        self._exact_micros = exact_micros
+        self._paths: dict[int, list[Step]] = {}
+
+    def frontiers(self, ks: Sequence[int]) -> list[Frontier]:
+        """Those of `ks`, in which a k whose path serves others comes before them."""
+        groups = [k for k in ks if k <= _TOGETHER], [k for k in ks if k > _TOGETHER]
+        return [frontier for group in groups if group for frontier in self._together(group)]
+
+    def _together(self, ks: list[int]) -> list[Frontier]:
+        """Frontiers that share a recording."""
+        batch = self._queries if ks[-1] <= _TOGETHER else self._queries[: _split(ks[-1], len(self._queries))[1].stop]
+        kth = {k: (self._truth.kth(k, self._band.allowed) + self._slack)[: len(batch)] for k in ks}
+        neighbours = Neighbours(self._truth, self._band, np.minimum.reduce(list(kth.values())))
+        explored, promised = {}, {}
+        for k in ks:
+            both = [
+                Trial(self._band, k, batch, kth[k], neighbours.count(kth[k]), some) for some in _split(k, len(batch))
+            ]
+            explored[k], promised[k] = both
+        opened = {k: self._opened(explored[k]) for k in ks if _PATH_OF.get(k) not in ks}
+        cost = CostModel(explored[ks[0]], _shape(explored[ks[0]]).plan(opened[ks[0]][-1]), self._exact_micros)
+        run = self._runner(explored[max(ks)], list(opened.values()), neighbours, cost)
+        found = []
+        for k in ks:
+            path = self._paths.get(_PATH_OF.get(k, 0)) or _path(explored[k], opened[k], run)
+            self._paths[k] = path
+            found.append(_frontier(promised[k], path, run))
+        return found
+
+    def _opened(self, trial: Trial) -> list[Margins]:
+        """Where the path of a trial starts."""
+        if (path := self._paths.get(_PATH_OF.get(trial.k, 0))) is not None:
+            return [path[0].margins]
+        shape = _shape(trial)
+        return shrunk_together(lambda margins: trial.recall(shape.plan(margins)), _start(trial.k, shape))
+
+    def _runner(self, trial: Trial, opened: list[list[Margins]], neighbours: Neighbours, cost: CostModel) -> Run:
+        """What runs plans up to the most generous start: by replays where searches can be recorded."""
+        if self._band.ground.route == "ehi":
+            return lambda trial, plan: trial.search(plan, cost)
+        widest = tuple(max(margins) for margins in zip(*(one[0] for one in opened), strict=True))
+        shape = _shape(trial)
+        plan = replace(shape, shortlist=WIDER * shape.shortlist).plan(widest)  # who finds too few is asked again
+        recordings = Recordings(self._band, trial.batch, trial.k, plan, neighbours)
+        return lambda trial, plan: trial.replay(recordings, plan, cost)
+
+
+def _split(k: int, queries: int) -> tuple[range, range]:
+    """The queries that find the path, and those that measure it: they took no part, and so can promise.
+
+    A query for many neighbours says more about a path, and takes longer: fewer of them do.
+    """
+    cut = min(max(_EXPLORED // k, _LEAST_EXPLORED), _MOST_EXPLORED, queries // 4)
+    return range(cut), range(cut, min(queries, cut + _PROMISED.get(k, queries)))
+
+
+def _shape(trial: Trial) -> Shape:
+    """What the plans of a trial have in common. Caps are wide: margins decide, and caps only bound an odd query."""
+    k, ground = trial.k, trial.band.ground
+    probes, dims = ground.model.config.partitions, ground.model.config.rescore_dims
+    shortlist, last = max(4000, 60 * k), max(400, 6 * k)
+    if dims:
+        first = min(192, dims)
+        stages = [(first, max(1000, 20 * k), True)] if dims > first else []
+        return Shape(ground.route, probes, shortlist, (*stages, (dims, last, True)))
+    least = min(ground.model.dims, max(256, ground.model.dims // 2))
+    stored = next(g for g in ground.granularities if g >= least)
+    return Shape(ground.route, probes, shortlist, ((stored, last, False),))
+
+
+def _start(k: int, shape: Shape) -> Margins:
+    wider = _WIDER if k > _PATH_OF[1] else 1.0
+    first = _START_NATS if shape.route == "ehi" else _START[0]
+    return tuple(margin * wider for margin in (first, *_START[1 : 2 + len(shape.stages)]))
 
 
 def _truth(ground: Ground, queries: F32, progress: Progress) -> Truth:
@@ -223,37 +173,27 @@ def _units(model: ListModel, queries: F32) -> F32:
     return units
 
 
-def _start(trial: _Trial) -> Margins:
-    wider = _WIDER if trial.k > _PATH_OF[1] else 1.0
-    shape = trial.shape
-    first = _START_NATS if shape.route == "ehi" else _START[0]
-    return tuple(margin * wider for margin in (first, *_START[1 : 2 + len(shape.stages)]))
+def _path(trial: Trial, opened: list[Margins], run: Run) -> list[Step]:
+    shape = _shape(trial)
 
-
-def _path(trial: _Trial, cost: CostModel) -> list[Step]:
-    shape = trial.shape
-
-    def run(margins: Margins) -> Step:
-        outcome = trial.run(shape.plan(margins), cost)
+    def step(margins: Margins) -> Step:
+        outcome = run(trial, shape.plan(margins))
         return Step(margins, float(outcome.recalls.mean()), outcome.micros)
 
-    return descend(run, _start(trial), _LEAST_RECALL)
+    return descend(step, opened, _LEAST_RECALL)
 
 
-def _frontier(trial: _Trial, path: list[Step], cost: CostModel) -> Frontier:
+def _frontier(trial: Trial, path: list[Step], run: Run) -> Frontier:
     """Points along a path, until recall is too low to want."""
-    points: list[OperatingPoint] = []
+    shape, points = _shape(trial), list[OperatingPoint]()
     for margins in spread_out(path, _COARSE if trial.k == KS[-1] else _FINE):
-        points.append(_point(trial, trial.shape.plan(margins), cost))
-        if points[-1].recall < _LEAST_RECALL:
+        plan = shape.plan(margins)
+        outcome = run(trial, plan)
+        recall, floor = float(outcome.recalls.mean()), lower_bound(outcome.recalls, DELTA)
+        points.append(OperatingPoint(plan, recall, floor, outcome.micros, outcome.bytes, outcome.rows))
+        if recall < _LEAST_RECALL:
             break
-    return Frontier(trial.k, trial.band.selectivity, len(trial.queries), tuple(points))
-
-
-def _point(trial: _Trial, plan: Plan, cost: CostModel) -> OperatingPoint:
-    outcome = trial.run(plan, cost)
-    floor = lower_bound(outcome.recalls, DELTA)
-    return OperatingPoint(plan, float(outcome.recalls.mean()), floor, outcome.micros, outcome.bytes, outcome.rows)
+    return Frontier(trial.k, trial.band.selectivity, len(trial.chosen), tuple(points))
 
 
 def _exact_micros(ground: Ground, queries: F32) -> float:

@@ -16,11 +16,11 @@ from itertools import pairwise
 from nestvec.engine.plan import ListRoute, Plan
 from nestvec.index.funnel import Cut, Stage
 
-_SHRINK, _SHRINK_ALL = 0.8, 0.75
+_SHRINK, _SHRINK_ALL = 0.8, 0.85
 _NOTHING = 0.0005
 _COST_APART = 1.5  # ratio of costs between neighbouring points
 _CLOSE = 16  # steps closer than this part of what may lie between points are one point
-_LOSSES = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.007, 0.011, 0.016, 0.022, 0.03, 0.04, 0.055, 0.075, 0.1, 0.14, 0.2, 0.3)
+_LOSSES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.2, 0.3)
 _LEAST_MARGIN = 0.002
 _SAME = 1e-9
 
@@ -57,11 +57,11 @@ class Step:
     micros: float
 
 
-def descend(run: Callable[[Margins], Step], start: Margins, least: float) -> list[Step]:
-    """The steps of the path, from `start`, or a cheaper step that finds as much, down to a recall of about `least`."""
-    path = _shrunk_together(run, run(start))
+def descend(run: Callable[[Margins], Step], opened: Sequence[Margins], least: float) -> list[Step]:
+    """The steps of the path, from those of `shrunk_together`, down to a recall of about `least`."""
+    path = [run(margins) for margins in opened]
     current = path[-1]
-    prices = dict.fromkeys(range(len(start)), 0.0)  # recall lost per microsecond saved, when last measured
+    prices = dict.fromkeys(range(len(current.margins)), 0.0)  # recall lost per microsecond saved, when last measured
     while prices and current.recall > least:
         knob = min(prices, key=lambda each: prices[each])
         margin = current.margins[knob] * _SHRINK
@@ -76,15 +76,15 @@ def descend(run: Callable[[Margins], Step], start: Margins, least: float) -> lis
     return path
 
 
-def _shrunk_together(run: Callable[[Margins], Step], first: Step) -> list[Step]:
+def shrunk_together(recall: Callable[[Margins], float], start: Margins) -> list[Margins]:
     """The last two steps of shrinking all margins by the same ratio while that loses nothing to speak of.
 
     The last but one stays on the path: what a few queries do not miss, more of them may.
     """
-    held = [first]
-    while max(held[-1].margins) > _LEAST_MARGIN:  # where all rows are alike nothing is ever lost
-        tried = run(tuple(margin * _SHRINK_ALL for margin in held[-1].margins))
-        if tried.recall < first.recall - _NOTHING:
+    held, best = [start], recall(start)
+    while max(held[-1]) > _LEAST_MARGIN:  # where all rows are alike nothing is ever lost
+        tried = tuple(margin * _SHRINK_ALL for margin in held[-1])
+        if recall(tried) < best - _NOTHING:
             break
         held.append(tried)
     return held[-2:]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import apsw
 import numpy as np
 
-from nestvec.engine.calibration.measure import EXACT_ROWS, Ground, measure
+from nestvec.engine.calibration.measure import EXACT_ROWS, measure
 from nestvec.engine.calibration.points import Calibration
 from nestvec.engine.calibration.queries import CalibrationQueries, document_queries, given_queries, text_queries
 from nestvec.engine.calibration.store import write_calibration
+from nestvec.engine.calibration.trial import Ground
 from nestvec.engine.coordinates import F32
 from nestvec.engine.cores import cores
 from nestvec.engine.maintenance import Part
@@ -63,7 +64,7 @@ def _ground(part: Part, snapshot: Snapshot, queries: CalibrationQueries) -> Grou
         mask[view.segment.find(queries.held_out)[1]] = False
     config = part.config
     return Ground(
-        views,
+        tuple(views),
         np.concatenate(allowed),
         model,
         config.index_metric,

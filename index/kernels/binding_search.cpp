@@ -4,22 +4,16 @@
 
 #include <algorithm>
 #include <atomic>
-#include <exception>
 #include <memory>
 #include <optional>
-#include <thread>
 
+#include "binding_recording.hpp"
 #include "binding_segment.hpp"
 
 namespace nestvec {
 namespace {
 
 constexpr size_t kShare = 16;             // queries of a batch that a thread takes at a time
-
-Scratch& thread_scratch() {
-    thread_local Scratch scratch;
-    return scratch;
-}
 
 class SearcherHolder {
    public:
@@ -74,6 +68,35 @@ class SearcherHolder {
         return py::make_tuple(seqs, scores, counts);
     }
 
+    // Of each query the true rows, best first: numbers through all segments, from starts[i] to starts[i + 1].
+    std::unique_ptr<RecordingHolder> record(const py::array& queries, py::ssize_t k, const PlanHolder& plan,
+                                            const py::array& starts, const py::array& rows, py::ssize_t threads) const {
+        check(queries, "queries", 'f', 4, "float32", {-1, py::ssize_t(searcher_->model().dims)});
+        check(starts, "starts", 'i', 8, "int64", {queries.shape(0) + 1});
+        check(rows, "rows", 'i', 8, "int64", {-1});
+        check_request(k, plan);
+        PlanHolder::positive(threads, "threads");
+        if (searcher_->model().router) throw py::value_error("a search with a router cannot be recorded");
+        check_truth(starts, rows);
+        auto recorded = std::make_unique<RecordingHolder>(size_t(queries.shape(0)), size_t(k), plan.plan);
+        const float* vectors = data<float>(queries);
+        std::atomic<bool> good{true};
+        std::atomic<py::ssize_t> next{0};
+        {
+            const py::gil_scoped_release unlocked;
+            in_threads(size_t(threads), [&](size_t) {
+                for (py::ssize_t i; (i = next.fetch_add(1)) < queries.shape(0);) {
+                    Recording& one = (*recorded)[size_t(i)];
+                    const float* query = vectors + size_t(i) * searcher_->model().dims;
+                    if (!searcher_->record(query, size_t(k), plan.plan, thread_scratch(), one)) good = false;
+                    rank_rows(one, names(data<int64_t>(rows) + data<int64_t>(starts)[i], data<int64_t>(rows) + data<int64_t>(starts)[i + 1]));
+                }
+            });
+        }
+        if (!good) throw py::value_error("queries must be finite");
+        return recorded;
+    }
+
    private:
     struct Batch {
         const float* queries;
@@ -89,6 +112,28 @@ class SearcherHolder {
         if (got != want)
             throw py::value_error(std::string("a segment has ") + std::to_string(got) + " " + what + ", the model " +
                                   std::to_string(want) + ": code the segment with this model");
+    }
+
+    void check_truth(const py::array& starts, const py::array& rows) const {
+        const int64_t* at = data<int64_t>(starts);
+        int64_t total = 0;
+        for (const SegmentHolder& one : segments_) total += int64_t(one.segment.n);
+        if (at[0] != 0 || at[starts.shape(0) - 1] != rows.shape(0) || !std::is_sorted(at, at + starts.shape(0)))
+            throw py::value_error("starts must ascend from 0 to the number of rows");
+        const int64_t* row = data<int64_t>(rows);
+        if (std::any_of(row, row + rows.shape(0), [&](int64_t each) { return each < 0 || each >= total; }))
+            throw py::value_error("rows must be from 0 to " + std::to_string(total - 1));
+    }
+
+    std::vector<uint64_t> names(const int64_t* row, const int64_t* end) const {
+        std::vector<uint64_t> named;
+        for (; row < end; ++row) {
+            int64_t left = *row;
+            size_t number = 0;
+            while (left >= int64_t(segments_[number].segment.n)) left -= int64_t(segments_[number++].segment.n);
+            named.push_back(uint64_t(number) << 32 | uint64_t(left));
+        }
+        return named;
     }
 
     void check_request(py::ssize_t k, const PlanHolder& plan) const {
@@ -138,10 +183,10 @@ class SearcherHolder {
         Routed routed{std::vector<Route>(batch.n), std::vector<const std::vector<uint64_t>*>(batch.n)};
         std::vector<std::vector<uint64_t>> lists(threads);
         std::vector<uint64_t> order(batch.n);
-        std::atomic<size_t> next{0}, thread{0};
+        std::atomic<size_t> next{0};
         std::atomic<bool> good{true};
-        in_threads(threads, [&] {
-            std::vector<uint64_t>& own = lists[thread.fetch_add(1)];
+        in_threads(threads, [&](size_t thread) {
+            std::vector<uint64_t>& own = lists[thread];
             Scratch& scratch = thread_scratch();
             for (size_t at; (at = next.fetch_add(kTogether)) < batch.n;)
                 if (!route_some(batch, at, scratch, own, routed, order)) good = false;
@@ -149,7 +194,7 @@ class SearcherHolder {
         if (!good) return false;
         std::sort(order.begin(), order.end());
         next = 0;
-        in_threads(threads, [&] {
+        in_threads(threads, [&](size_t) {
             Scratch& scratch = thread_scratch();
             for (size_t at; (at = next.fetch_add(kShare)) < batch.n;)
                 for (size_t i = at; i < std::min(at + kShare, batch.n); ++i)
@@ -171,24 +216,6 @@ class SearcherHolder {
             order[i] = (own[routed.routes[i].start] << 32) | i;  // by the number of the best list
         }
         return true;
-    }
-
-    template <class Work>
-    static void in_threads(size_t threads, const Work& work) {
-        std::vector<std::exception_ptr> failed(threads);  // an exception that leaves a thread ends the process
-        const auto guarded = [&](size_t t) {
-            try {
-                work();
-            } catch (...) {
-                failed[t] = std::current_exception();
-            }
-        };
-        std::vector<std::thread> others;
-        for (size_t t = 1; t < threads; ++t) others.emplace_back(guarded, t);
-        guarded(0);
-        for (std::thread& other : others) other.join();
-        for (const std::exception_ptr& one : failed)
-            if (one) std::rethrow_exception(one);
     }
 
     void answer_one(const Batch& batch, size_t i, const Routed& routed, Scratch& scratch) const {
@@ -252,7 +279,11 @@ void bind_search(py::module_& module) {
         }))
         .def("search", &SearcherHolder::search)
         .def("search_counted", &SearcherHolder::search_counted)
-        .def("search_batch", &SearcherHolder::search_batch);
+        .def("search_batch", &SearcherHolder::search_batch)
+        .def("record", &SearcherHolder::record);
+    py::class_<RecordingHolder>(module, "Recording")
+        .def("replay", &RecordingHolder::replay)
+        .def("extend", &RecordingHolder::extend);
     module.def("resident", &resident);
 }
 

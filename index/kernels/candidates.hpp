@@ -73,12 +73,13 @@ class Candidates {
         return last_.known() ? std::min(kth, last_.at()) : kth;
     }
 
-    void add(uint64_t key, uint32_t deficit) {
+    // The number of the key, in the order in which they came.
+    uint32_t add(uint64_t key, uint32_t deficit) {
         if (2 * (keys_.size() + 1) > slots_.size()) grow();
         Slot* slot = find(key);
         if (slot->epoch == epoch_) {
             uint32_t& held = deficits_[slot->place];
-            if (held <= deficit) return;
+            if (held <= deficit) return slot->place;
             --counts_[held];
             kth_.removed(held);
             last_.removed(held);
@@ -91,7 +92,10 @@ class Candidates {
         ++counts_[deficit];
         kth_.added(counts_, deficit, keys_.size());
         last_.added(counts_, deficit, keys_.size());
+        return slot->place;
     }
+
+    const std::vector<uint64_t>& keys() const { return keys_; }
 
     // The kept: within the limit, and the best `keep` of them by (deficit, name of the key). Order is free.
     template <class Name>

@@ -18,19 +18,31 @@ if TYPE_CHECKING:  # the C++ objects have the very interface of their numpy twin
         Layer,
         Model,
         Plan,
+        Recording,
         Router,
         Searcher,
         Segment,
         resident,
     )
 else:
-    from nestvec.index.kernels._native import GatheredRows, Layer, Model, Plan, Router, Searcher, Segment, resident
+    from nestvec.index.kernels._native import (
+        GatheredRows,
+        Layer,
+        Model,
+        Plan,
+        Recording,
+        Router,
+        Searcher,
+        Segment,
+        resident,
+    )
 
 __all__ = [
     "GatheredRows",
     "Layer",
     "Model",
     "Plan",
+    "Recording",
     "Router",
     "Searcher",
     "Segment",

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from nestvec.index.kernels.checks import BLOCK, Array, check_array, check_count
 from nestvec.index.kernels.reference import band_scores, steps, sum_by_lanes
 from nestvec.index.kernels.reference_model import Float32, GatheredRows, Int64, Model, Plan, Segment
+from nestvec.index.kernels.reference_recording import Recording
 from nestvec.index.kernels.reference_router import Layer, Router, fill, or_one, rounded
 
 POSTINGS_PER_HIT = 4  # that the lists must hold, whatever the margin: a cut needs something to choose from
@@ -79,6 +80,36 @@ class Searcher:
             seqs[i, : len(found)], scores[i, : len(found)] = found, best
         return seqs, scores, counts
 
+    def record(self, queries: Float32, k: int, plan: Plan, starts: Int64, rows: Int64, threads: int) -> Recording:
+        """What stricter plans would do with each of f32 queries [b, dims], and how much of the truth they would find.
+
+        The truth of query i is rows[starts[i] : starts[i + 1]], i64, best first: numbers through all segments, as if
+        they were one. Raises ValueError for a model with a router: its lists' scores depend on which are visited.
+        """
+        check_array(queries, "queries", [np.float32], (-1, self._model.dims))
+        check_array(starts, "starts", [np.int64], (len(queries) + 1,))
+        check_array(rows, "rows", [np.int64], (-1,))
+        check_count(k, "k")
+        check_count(threads, "threads")
+        _check_plan(self._model, self._segments, plan)
+        if self._model.router is not None:
+            raise ValueError("a search with a router cannot be recorded")
+        if starts[0] != 0 or starts[-1] != len(rows) or np.any(np.diff(starts) < 0):
+            raise ValueError("starts must ascend from 0 to the number of rows")
+        total = sum(len(segment.vectors) for segment in self._segments)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < total):
+            raise ValueError(f"rows must be from 0 to {total - 1}")
+        if not np.isfinite(queries).all():
+            raise ValueError("queries must be finite")
+        return Recording(self._funnel, queries, k, plan, np.split(rows, starts[1:-1]))
+
+    def _funnel(self, query: Float32, k: int, plan: Plan) -> tuple[list[int], Int64]:
+        """A search's counts up to its last stage, and the rows that come to the exact step, through all segments."""
+        first = np.cumsum([0, *(len(segment.vectors) for segment in self._segments)])
+        with np.errstate(all="ignore"):
+            counts, rows = _Search(self._model, self._segments, query, k, plan).funnel()[:2]
+        return counts, first[rows.segment] + rows.row
+
 
 def _check_fit(model: Model, segment: Segment, where: str) -> None:
     if len(segment.counts) != model.lists:
@@ -137,6 +168,14 @@ class _Search:
             raise ValueError("the query must be finite, and its length too")
 
     def run(self) -> tuple[Int64, Float32, Int64, npt.NDArray[np.float64]]:
+        counts, rows, read, times = self.funnel()
+        seqs, scores = self.finish(rows, read)
+        times.append(time.perf_counter())
+        counts.append(len(seqs))
+        return seqs, scores, np.array(counts, np.int64), np.diff(times) * 1e6
+
+    def funnel(self) -> tuple[list[int], _Rows, int, list[float]]:
+        """All but the exact end: counts so far, the rows left, how many stored dims are added up, and the times."""
         times = [time.perf_counter()]
         list_scores, lists = self.route()
         times.append(time.perf_counter())
@@ -150,10 +189,7 @@ class _Search:
             read[bool(int8)] = dims
             counts.append(len(rows.row))
             times.append(time.perf_counter())
-        seqs, scores = self.finish(rows, read[False])
-        times.append(time.perf_counter())
-        counts.append(len(seqs))
-        return seqs, scores, np.array(counts, np.int64), np.diff(times) * 1e6
+        return counts, rows, read[False], times
 
     def reach(self, margin: float) -> np.float32:
         """A margin in the scores' own scale."""
@@ -340,4 +376,4 @@ def resident(array: Array) -> Array:
     return array
 
 
-__all__ = ["GatheredRows", "Layer", "Model", "Plan", "Router", "Searcher", "Segment", "resident"]
+__all__ = ["GatheredRows", "Layer", "Model", "Plan", "Recording", "Router", "Searcher", "Segment", "resident"]

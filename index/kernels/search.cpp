@@ -11,7 +11,6 @@ namespace nestvec {
 namespace {
 
 constexpr float kDeficitAtMiddle = 160.0f;  // where the middle of all tables together lies on the scale of 255
-constexpr int64_t kPostingsPerHit = 4;      // that the lists must hold, whatever the margin
 constexpr size_t kBlocksAhead = 2;          // of codes, fetched while another is summed
 
 using Clock = std::chrono::steady_clock;
@@ -166,8 +165,9 @@ uint32_t Searcher::kth_least(const Query& query, const Segment& segment, const u
     return low;
 }
 
-void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
+void Searcher::scan_list(Query& query, size_t rank, size_t number) const {
     Scratch& s = query.s;
+    const uint64_t key = query.lists[rank];
     const uint32_t list = uint32_t(key);
     const Segment& segment = segments_[number];
     const size_t start = size_t(segment.offsets[list]), count = size_t(segment.counts[list]);
@@ -199,7 +199,7 @@ void Searcher::scan_list(Query& query, uint64_t key, size_t number) const {
     admit(query);
     s.positions.swap(s.pending_positions);
     s.deficits.swap(s.pending_deficits);
-    query.pending = Pending{places, found, offset, number};
+    query.pending = Pending{places, found, offset, number, rank};
     if (!s.candidates.enough()) admit(query);
 }
 
@@ -213,7 +213,8 @@ void Searcher::admit(Query& query) const {
     for (size_t i = 0; i < pending.found; ++i) {
         const uint32_t place = pending.places[s.pending_positions[i]], deficit = pending.offset + s.pending_deficits[i];
         if (deficit > s.candidates.limit() || (segment.allowed && !segment.allowed[segment.row(place)])) continue;
-        s.candidates.add(high | place, deficit);
+        const uint32_t row = s.candidates.add(high | place, deficit);
+        if (query.recording) query.recording->touched.push_back({row, deficit, uint32_t(pending.rank)});
     }
     query.pending.found = 0;
 }
@@ -250,21 +251,24 @@ uint64_t Searcher::row_key(uint64_t key) const {
     return (key >> 32 << 32) | segments_[size_t(key >> 32)].row(uint32_t(key));
 }
 
+// Hands the rows of all lists to s.candidates.
 void Searcher::scan(Query& query) const {
     Scratch& s = query.s;
-    const float reach = std::floor(query.plan.margin * query.route.unit * query.inverse), most = float(1 << 20);
-    const uint32_t margin = reach < most ? uint32_t(reach) : 1 << 20;  // NaN (no margin, no unit) is no cut too
-    const size_t keep = std::max(query.plan.keep, query.k);
-    s.candidates.start(query.k, keep, margin);
+    const uint32_t margin = deficits_in(query.plan.margin, query.route.unit, query.inverse);
+    s.candidates.start(query.k, std::max(query.plan.keep, query.k), margin);
     float tabled = -1.0f;  // the step that the bias table is of: no segment's
     for (size_t i = 0; i < query.route.lists; ++i)
         for (size_t number = 0; number < segments_.size(); ++number) {
             if (model_.l2 && segments_[number].bias_step != tabled)
                 make_bias_table(query, tabled = segments_[number].bias_step);
-            scan_list(query, query.lists[i], number);
+            scan_list(query, i, number);
         }
     admit(query);
-    s.candidates.cut(keep, [this](uint64_t key) { return row_key(key); }, s.keys, s.order);
+}
+
+void Searcher::shortlist(Query& query) const {
+    Scratch& s = query.s;
+    s.candidates.cut(std::max(query.plan.keep, query.k), [this](uint64_t key) { return row_key(key); }, s.keys, s.order);
     query.rows = s.keys.size();
 }
 
@@ -289,6 +293,7 @@ void Searcher::answer(const float* vector, size_t k, const Plan& plan, const Rou
     schedule(query);
     make_tables(query);
     scan(query);
+    shortlist(query);
     watch.lap();
     int64_t* counts = counters.counts;
     if (counts) {
@@ -298,14 +303,10 @@ void Searcher::answer(const float* vector, size_t k, const Plan& plan, const Rou
     }
     size_t int8_from = 0, stored_from = 0;
     bool stored = false;
-    const auto start_stored = [&] {
+    const auto by_rows = [&] {
         stored = true;
-        for (size_t i = 0; i < query.rows; ++i) s.keys[i] = row_key(s.keys[i]);
+        start_stored(query);
         if (segments_.size() > 1) std::sort(s.keys.begin(), s.keys.begin() + query.rows);  // those of a segment together
-        double* query64 = sized(s.query64, model_.dims);
-        std::copy(vector, vector + model_.dims, query64);
-        std::fill_n(sized(s.totals, query.rows), query.rows, 0.0);
-        std::fill_n(sized(s.squares, query.rows), query.rows, 0.0);
     };
     for (const Stage& stage : plan.stages) {
         if (stage.int8) {
@@ -313,14 +314,14 @@ void Searcher::answer(const float* vector, size_t k, const Plan& plan, const Rou
             int8_stage(query, stage, int8_from);
             int8_from = stage.dims;
         } else {
-            if (!stored) start_stored();
+            if (!stored) by_rows();
             stored_stage(query, stage, stored_from);
             stored_from = stage.dims;
         }
         if (counts) *counts++ = int64_t(query.rows);
         watch.lap();
     }
-    if (!stored) start_stored();
+    if (!stored) by_rows();
     finish(query, stored_from);
     if (counts) *counts = int64_t(s.hits.size());
     watch.lap();

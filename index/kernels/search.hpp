@@ -76,16 +76,26 @@ struct Plan {
     bool cosine;
 };
 
+constexpr int64_t kPostingsPerHit = 4;  // that the lists to visit must hold, whatever the margin
+
 // Where a query goes: its score unit, and its lists, whose keys are at `start` of the buffer that they were appended to.
 struct Route {
     float unit, best;
     size_t start, lists;
 };
 
+// A margin in table steps.
+inline uint32_t deficits_in(float margin, float unit, float inverse) {
+    const float reach = std::floor(margin * unit * inverse), most = float(1 << 20);
+    return reach < most ? uint32_t(reach) : 1 << 20;  // NaN (no margin, no unit) is no cut too
+}
+
 struct Hit {
     float score;
     int64_t seq;
 };
+
+struct Recording;
 
 // Buffers of one thread; they grow to what its queries need and stay.
 struct Scratch {
@@ -122,6 +132,9 @@ class Searcher {
     void answer(const float* query, size_t k, const Plan& plan, const Route& route, const uint64_t* lists,
                 Scratch& scratch, Counters counters) const;
 
+    // A search whose cuts are not made but recorded; see recording.hpp. Returns false where the query is not finite.
+    bool record(const float* query, size_t k, const Plan& plan, Scratch& scratch, Recording& recording) const;
+
     const Model& model() const { return model_; }
 
    private:
@@ -147,11 +160,16 @@ class Searcher {
     void scan(Query& query) const;
     uint64_t row_key(uint64_t key) const;
     uint32_t kth_least(const Query& query, const Segment& segment, const uint32_t* places, size_t count) const;
-    void scan_list(Query& query, uint64_t key, size_t number) const;
+    void scan_list(Query& query, size_t rank, size_t number) const;
+    void shortlist(Query& query) const;
     void admit(Query& query) const;
+    void int8_scores(Query& query, const Stage& stage, size_t from) const;
     void int8_stage(Query& query, const Stage& stage, size_t from) const;
+    void start_stored(Query& query) const;
+    void stored_scores(Query& query, const Stage& stage, size_t from) const;
     void stored_stage(Query& query, const Stage& stage, size_t from) const;
     void finish(Query& query, size_t from) const;
+    void record_stages(Query& query) const;
     void add_band(Query& query, size_t from, size_t to, bool norms) const;
 
     Model model_;

@@ -1,7 +1,6 @@
 // The stages: int8 prefixes, stored prefixes, and the exact end.
 
 #include <cmath>
-#include <functional>
 
 #include "query.hpp"
 
@@ -10,32 +9,6 @@ namespace nestvec {
 namespace {
 
 constexpr float kWeightSteps = 8000.0f;  // 64 * 125: high parts stay within a signed byte
-
-// Keeps the best `keep` of the scored keys, and of those what is within `margin` of the k-th best: `move(to, from)` is
-// called for each of them, to the front. Equal scores go by `name(key)`. Returns how many.
-template <class Name, class Move>
-size_t cut(const float* scores, const uint64_t* keys, const Name& name, size_t n, size_t k, size_t keep, float margin,
-           std::vector<float>& sorted, std::vector<uint64_t>& order, const Move& move) {
-    if (n == 0) return 0;
-    float* copy = sized(sorted, n);
-    std::copy(scores, scores + n, copy);
-    const size_t kth = std::min(k, n) - 1;
-    std::nth_element(copy, copy + kth, copy + n, std::greater<float>());
-    const float least = copy[kth] - margin;
-    order.clear();
-    for (size_t i = 0; i < n; ++i)
-        if (!(scores[i] < least)) order.push_back(i);
-    if (order.size() > keep) {
-        const auto better = [&](uint64_t a, uint64_t b) {
-            return scores[a] != scores[b] ? scores[a] > scores[b] : name(keys[a]) < name(keys[b]);
-        };
-        std::nth_element(order.begin(), order.begin() + (keep - 1), order.end(), better);
-        order.resize(keep);
-        std::sort(order.begin(), order.end());  // ascending, so that moving to the front overwrites nothing
-    }
-    for (size_t i = 0; i < order.size(); ++i) move(i, size_t(order[i]));
-    return order.size();
-}
 
 }  // namespace
 
@@ -51,7 +24,8 @@ void Searcher::weigh(Query& query) const {
     primitives_.split(weights, width, query.factor8, sized(s.high, width), sized(s.low, width));
 }
 
-void Searcher::int8_stage(Query& query, const Stage& stage, size_t from) const {
+// The scores of the rows alive by their int8 prefixes, in s.row_scores; the sums so far are in s.sums.
+void Searcher::int8_scores(Query& query, const Stage& stage, size_t from) const {
     Scratch& s = query.s;
     const size_t width = stage.dims - from, stride = model_.rescore_dims;
     const int8_t *high = s.high.data() + from, *low = s.low.data() + from;
@@ -73,6 +47,13 @@ void Searcher::int8_stage(Query& query, const Stage& stage, size_t from) const {
         if (model_.l2)
             scores[i] = 2.0f * scores[i] + segments_[size_t(s.keys[i] >> 32)].rescore_bias[uint32_t(s.keys[i])];
     }
+}
+
+void Searcher::int8_stage(Query& query, const Stage& stage, size_t from) const {
+    int8_scores(query, stage, from);
+    Scratch& s = query.s;
+    const float* scores = s.row_scores.data();
+    uint32_t* sums = s.sums.data();
     const float margin = stage.margin * query.route.unit;  // NaN (no margin, no unit) cuts nothing
     query.rows = cut(scores, s.keys.data(), [this](uint64_t key) { return row_key(key); }, query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
                      [&](size_t to, size_t at) {
@@ -99,7 +80,8 @@ void Searcher::add_band(Query& query, size_t from, size_t to, bool norms) const 
     }
 }
 
-void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const {
+// The scores of the rows alive by their stored prefixes, in s.row_scores; the sums so far are in s.totals and s.squares.
+void Searcher::stored_scores(Query& query, const Stage& stage, size_t from) const {
     Scratch& s = query.s;
     add_band(query, from, stage.dims, query.plan.cosine);
     float* scores = sized(s.row_scores, query.rows);
@@ -107,6 +89,12 @@ void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const
         const double square = query.plan.cosine ? s.squares[i] : 0.0;
         scores[i] = query.plan.cosine ? float(s.totals[i] / std::sqrt(square > 0.0 ? square : 1.0)) : float(s.totals[i]);
     }
+}
+
+void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const {
+    stored_scores(query, stage, from);
+    Scratch& s = query.s;
+    const float* scores = s.row_scores.data();
     const float margin = stage.margin * query.route.unit;  // NaN (no margin, no unit) cuts nothing
     query.rows = cut(scores, s.keys.data(), [](uint64_t key) { return key; }, query.rows, query.k, std::max(stage.keep, query.k), margin, s.sorted, s.order,
                      [&](size_t to, size_t at) {
@@ -114,6 +102,16 @@ void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const
                          s.totals[to] = s.totals[at];
                          s.squares[to] = s.squares[at];
                      });
+}
+
+// Stored stages and the exact end go by rows, not by places, and start with empty sums.
+void Searcher::start_stored(Query& query) const {
+    Scratch& s = query.s;
+    for (size_t i = 0; i < query.rows; ++i) s.keys[i] = row_key(s.keys[i]);
+    double* query64 = sized(s.query64, model_.dims);
+    std::copy(query.vector, query.vector + model_.dims, query64);
+    std::fill_n(sized(s.totals, query.rows), query.rows, 0.0);
+    std::fill_n(sized(s.squares, query.rows), query.rows, 0.0);
 }
 
 void Searcher::finish(Query& query, size_t from) const {

@@ -6,7 +6,7 @@ and its counts are told as `Work`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -159,8 +159,71 @@ class ListSearcher:
             seqs, scores, counts = self.native.search_batch(queries, k, recipe.plan, threads)
         return seqs, scores, [recipe.work(each, None) for each in counts.tolist()]
 
+    def count_batch(
+        self, queries: npt.NDArray[np.float32], k: int, plan: FunnelPlan, threads: int = 1
+    ) -> tuple[Scores, Counts]:
+        """`search_batch` for who wants scores and counts alone."""
+        recipe = self._recipe(k, plan)
+        with _refusals():
+            _, scores, counts = self.native.search_batch(queries, k, recipe.plan, threads)
+        return scores, recipe.counts(counts)
+
+    def record(
+        self, queries: npt.NDArray[np.float32], k: int, plan: FunnelPlan, truth: tuple[Rows, Rows], threads: int = 1
+    ) -> Recording:
+        """Search for float32 [b, dims] and remember enough to say what every stricter plan would do.
+
+        `truth`: starts int64 [b + 1] and rows int64: those from starts[i] to starts[i + 1] are true neighbours of query
+        i, best first, counted through all parts as if they were one. Raises InvalidInput for a model with a router.
+        """
+        starts, rows = truth
+        with _refusals():
+            native = self.native.record(queries, k, self._recipe(k, plan).plan, starts, rows, threads)
+        return Recording(native, self._recipe, plan)
+
     def _recipe(self, k: int, plan: FunnelPlan) -> _Recipe:
         return _recipe(plan, k, self._widths, self.model.routing_cost(plan.probes))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Counts:
+    """What the searches of a batch touched, int64 each: `codes` [b] summed; `rows` [b, 1 + stages] that came to each
+    stage and to the exact end; `hits` [b]; `bytes` [b] read, as in `Work`."""
+
+    codes: Rows
+    rows: Rows
+    hits: Rows
+    bytes: Rows
+
+
+class Recording:
+    """Searches of a batch, recorded: every stricter plan's counts follow without another search."""
+
+    def __init__(
+        self, native: kernels.Recording, recipe: Callable[[int, FunnelPlan], _Recipe], plan: FunnelPlan
+    ) -> None:
+        """Made by `ListSearcher.record`."""
+        self._native, self._recipe, self._plan = native, recipe, plan
+
+    def extend(self, other: Recording) -> None:
+        """Append the queries of another recording, of the same searcher, k and plan, which is empty afterwards."""
+        with _refusals():
+            self._native.extend(other._native)
+
+    def covers(self, plan: FunnelPlan) -> bool:
+        """Whether the lists that a plan visits are among those recorded."""
+        return plan.probes <= self._plan.probes and plan.probe_margin <= self._plan.probe_margin
+
+    def replay(self, queries: Rows, k: int, plan: FunnelPlan, wanted: Rows, threads: int = 1) -> tuple[Rows, Counts]:
+        """What `plan` does with some of the recorded queries, given by number, int64 [m], and how many of the first
+        `wanted` (int64 [m]) true neighbours of each it finds, int64 [m]: exactly what its own searches would.
+
+        Raises InvalidInput for a plan more generous than the recorded one, or with other stages.
+        """
+        recipe = self._recipe(k, plan)
+        with _refusals():
+            counts, found = self._native.replay(queries, k, recipe.plan, wanted, threads)
+        return found, recipe.counts(counts)
 
 
 def _check_part(part: SearchPart, model: ListModel) -> None:
@@ -250,6 +313,12 @@ class _Recipe:
     steps: tuple[str, ...]
     dims: tuple[int, ...]
     row_bytes: tuple[int, ...]
+
+    def counts(self, counts: Rows) -> Counts:
+        """`counts` [b, 4 + stages] are those of `Searcher.search_batch`."""
+        rows = counts[:, 2:-1]
+        read = self.routing[1] + counts[:, 1] * self.widths.posting_bytes + rows @ np.array(self.row_bytes, np.int64)
+        return Counts(counts[:, 1], rows, counts[:, -1], read)
 
     def work(self, counts: list[int], micros: list[float] | None) -> Work:
         """`counts` and `micros` are those of `Searcher.search_counted`."""

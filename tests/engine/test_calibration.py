@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 import nestvec
 from nestvec import Batch, Collection, InvalidInput
 from nestvec.engine.calibration.bounds import lower_bound
-from nestvec.engine.calibration.path import Step, descend, spread_out
+from nestvec.engine.calibration.path import Step, descend, shrunk_together, spread_out
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint
+from nestvec.engine.calibration.trial import CostModel, Outcome, Recordings, Trial
 from nestvec.engine.calibration.truth import find_truth
 from nestvec.engine.explain import neighbours
 from nestvec.engine.plan import Plan
@@ -82,7 +83,7 @@ def test_a_path_gives_up_what_costs_least() -> None:
         good, poor = margins
         return Step(margins, 1 - 0.5 * np.exp(-30 * good) - 0.01 * np.exp(-30 * poor), 10 + 100 * good + 900 * poor)
 
-    path = descend(run, (0.4, 0.4), 0.6)
+    path = descend(run, shrunk_together(lambda margins: run(margins).recall, (0.4, 0.4)), 0.6)
     assert path[0].margins[0] == path[0].margins[1]
     assert path[-1].recall <= 0.62
     costs = [step.micros for step in path]
@@ -254,6 +255,23 @@ def test_the_promised_recall_is_true_of_queries_that_calibration_never_saw(built
                 assert estimate >= target
                 approximate += route == "soar"
     assert approximate >= 6
+
+
+def test_what_calibration_replays_is_what_searches_would_find(
+    built: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay, same = Trial.replay, []
+
+    def compared(trial: Trial, recordings: Recordings, plan: Plan, cost: CostModel) -> Outcome:
+        replayed, searched = replay(trial, recordings, plan, cost), trial.search(plan, cost)
+        assert replayed.recalls.mean() <= searched.recalls.mean()  # a clipped retry finds less, never more
+        same.append(np.array_equal(replayed.recalls, searched.recalls) and replayed.bytes == searched.bytes)
+        return replayed
+
+    monkeypatch.setattr(Trial, "replay", compared)
+    built.calibrate(clustered(300, 5))
+    assert len(same) > 200
+    assert np.mean(same) > 0.9
 
 
 def test_calibration_outlives_a_restart_and_is_its_generations_own(tmp_path: Path) -> None:

@@ -1,0 +1,221 @@
+"""Run calibration queries under plans: recall and cost, measured once and replayed for every stricter plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestvec.engine.calibration.truth import Truth
+from nestvec.engine.plan import WIDER, ListRoute, Plan, wider
+from nestvec.engine.snapshot import SegmentView
+from nestvec.index.funnel import Cut
+from nestvec.index.lists.model import ListModel
+from nestvec.index.lists.search import Counts, ListIndex, ListSearcher, Recording, SearchPart
+from nestvec.index.metric import Metric
+
+F32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+
+Ask = Callable[[Plan, Int64], tuple[Int64, Counts]]
+"""Of a plan and numbers of queries: how many true neighbours each finds, and what it touches."""
+
+_TIMED = 24
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What is calibrated: coded segments of one model, and which of all their rows count (a mask over all).
+
+    `rows`: live rows of the whole collection.
+    """
+
+    views: tuple[SegmentView, ...]
+    allowed: NDArray[np.bool_]
+    model: ListModel
+    metric: Metric
+    granularities: tuple[int, ...]
+    row_bytes: int
+    rows: int
+    threads: int
+    route: ListRoute
+
+
+class Band:
+    """The rows that one random filter lets through, and their searcher. `allowed` is a mask over all rows."""
+
+    def __init__(self, ground: Ground, selectivity: float) -> None:
+        self.ground, self.selectivity = ground, selectivity
+        self.allowed = ground.allowed
+        if selectivity < 1:
+            rng = np.random.default_rng(_SEED)
+            self.allowed = self.allowed & (rng.random(len(self.allowed), np.float32) < selectivity)
+        self.rows = int(np.count_nonzero(self.allowed))
+        ends = np.cumsum([view.segment.rows for view in ground.views])
+        masks = np.split(self.allowed, ends[:-1])
+        self.searcher = ListSearcher(
+            [
+                SearchPart(view.first, view.segment.vectors, view.segment.seqs, None if mask.all() else mask.copy())
+                for view, mask in zip(ground.views, masks, strict=True)
+                if isinstance(view.first, ListIndex)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """recall@k of each query float64 [b]; mean microseconds by the cost model, mean bytes and rows."""
+
+    recalls: NDArray[np.float64]
+    micros: float
+    bytes: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Some queries of a batch f32 [b, dims], for one k in one band.
+
+    `floors` f32 [b]: a hit that scores at least this is a true neighbour; `true` int64 [b]: how many rows do.
+    """
+
+    band: Band
+    k: int
+    batch: F32
+    floors: F32
+    true: Int64
+    chosen: range
+
+    @property
+    def queries(self) -> F32:
+        """Those that are tried, f32 [len(chosen), dims]."""
+        return self.batch[self.chosen.start : self.chosen.stop]
+
+    def recall(self, plan: Plan) -> float:
+        """Mean recall@k of one search each; who finds too few rows is not asked again."""
+        found, _ = self._searched(plan, np.arange(len(self.chosen)))
+        return float(np.minimum(found / min(self.k, self.band.rows), 1.0).mean())
+
+    def search(self, plan: Plan, cost: CostModel) -> Outcome:
+        """What the engine would find and spend with this plan."""
+        return self._outcome(self._searched, plan, cost)
+
+    def replay(self, recordings: Recordings, plan: Plan, cost: CostModel) -> Outcome:
+        """The same from recordings of the whole batch in this band."""
+
+        def ask(plan: Plan, some: Int64) -> tuple[Int64, Counts]:
+            queries = some + self.chosen.start
+            return recordings.replay(queries, self.k, plan, self.true[queries])
+
+        return self._outcome(ask, plan, cost)
+
+    def _searched(self, plan: Plan, some: Int64) -> tuple[Int64, Counts]:
+        queries, floors = self.queries[some], self.floors[self.chosen.start : self.chosen.stop][some]
+        scores, counts = self.band.searcher.count_batch(queries, self.k, plan.funnel, self.band.ground.threads)
+        return np.count_nonzero(scores >= floors[:, None], axis=1), counts
+
+    def _outcome(self, ask: Ask, plan: Plan, cost: CostModel) -> Outcome:
+        """As the engine does: what finds too few rows is asked again, with a wider plan, then exactly."""
+        wanted = min(self.k, self.band.rows)
+        recalls, spent = np.ones(len(self.chosen)), np.zeros(3)
+        left = np.arange(len(self.chosen))
+        for again in (plan, wider(plan)):
+            if not len(left):
+                break
+            found, counts = ask(again, left)
+            recalls[left] = np.minimum(found / wanted, 1.0)
+            spent += cost.spent(counts)
+            left = left[counts.hits < wanted]
+        recalls[left] = 1.0
+        spent += len(left) * self.band.rows * np.array([cost.exact_micros, self.band.ground.row_bytes, 1])
+        return Outcome(recalls, *(spent / len(recalls)).tolist())
+
+
+class CostModel:
+    """Microseconds of a query on one thread, from how much it touches: steadier than a clock, and the same for all."""
+
+    def __init__(self, trial: Trial, plan: Plan, exact_micros: float) -> None:
+        """Timed on a few queries of `trial`; `exact_micros`: what the exact scan takes for a row."""
+        search = trial.band.searcher.search_counted
+        works = [search(query, trial.k, plan.funnel)[2] for query in trial.queries[:_TIMED]]
+        # Medians: one query that the system interrupted would count for all.
+        self._route = float(np.median([work.micros["route"] for work in works]))
+        self._scan = float(np.median([work.micros["scan"] / max(work.codes, 1) for work in works]))
+        self._steps = np.median(
+            [[cut["micros"] / max(cut["in"], 1) for cut in work.stages[1:]] for work in works], axis=0
+        )
+        self.exact_micros = exact_micros
+
+    def spent(self, counts: Counts) -> NDArray[np.float64]:
+        """Microseconds, bytes and rows of all these searches together."""
+        micros = len(counts.codes) * self._route + self._scan * counts.codes.sum() + (counts.rows @ self._steps).sum()
+        return np.array([micros, counts.bytes.sum(), counts.rows[:, 0].sum()], np.float64)
+
+
+class Recordings:
+    """The searches of a batch in one band, recorded under a generous plan; who finds too few rows then is asked again
+    with a wider plan, which is recorded for those that need it."""
+
+    def __init__(self, band: Band, batch: F32, k: int, plan: Plan, neighbours: Neighbours) -> None:
+        """`plan`: the most generous one that will be replayed for up to k hits; `neighbours`: of the batch."""
+        self._band, self._batch, self._k, self._plan, self._neighbours = band, batch, k, plan, neighbours
+        self._first = self._record(np.arange(len(batch)), plan)
+        self._again: Recording | None = None
+        self._place = np.full(len(batch), -1, np.int64)  # of a query in the second recording
+
+    def replay(self, queries: Int64, k: int, plan: Plan, true: Int64) -> tuple[Int64, Counts]:
+        """How many of their first `true` int64 [m] neighbours some queries, int64 [m], find, and what they touch.
+
+        A shortlist's margin beyond the recorded one is cut to it: of rows that are few it takes hardly less.
+        """
+        recording, places = self._first, queries
+        if not recording.covers(plan.funnel):
+            recording, places = self._wider(queries)
+        cut, most = plan.shortlist, self._plan.shortlist
+        assert cut is not None
+        assert most is not None
+        cut = Cut(min(cut.keep, most.keep), min(cut.margin, most.margin))
+        return recording.replay(places, k, replace(plan, shortlist=cut).funnel, true, self._band.ground.threads)
+
+    def _wider(self, queries: Int64) -> tuple[Recording, Int64]:
+        """A recording of these queries under a wider plan, and their places in it."""
+        missing = queries[self._place[queries] < 0]
+        if len(missing):
+            more = self._record(missing, replace(self._plan, probe_margin=WIDER * self._plan.probe_margin))
+            self._place[missing] = np.arange(len(missing)) + self._place.max() + 1
+            if self._again is None:
+                self._again = more
+            else:
+                self._again.extend(more)
+        assert self._again is not None
+        return self._again, self._place[queries]
+
+    def _record(self, queries: Int64, plan: Plan) -> Recording:
+        starts, rows = self._neighbours.rows
+        lengths = np.diff(starts)[queries]
+        ends = np.cumsum(lengths)
+        chosen = np.repeat(starts[queries] - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
+        truth = np.concatenate([[0], ends]).astype(np.int64), rows[chosen]
+        return self._band.searcher.record(self._batch[queries], self._k, plan.funnel, truth, self._band.ground.threads)
+
+
+class Neighbours:
+    """The truth of one band: for each query the rows down to some floor, best first."""
+
+    def __init__(self, truth: Truth, band: Band, floors: F32) -> None:
+        """`floors` f32 [b], of the first b queries of `truth`: rows that score less are left out."""
+        end = int(truth.starts[len(floors)])
+        query = np.repeat(np.arange(len(floors)), np.diff(truth.starts[: len(floors) + 1]))
+        kept = np.flatnonzero(band.allowed[truth.rows[:end]] & (truth.scores[:end] >= floors[query]))
+        kept = kept[np.lexsort((-truth.scores[kept], query[kept]))]
+        self._query, self._scores, self._size = query[kept], truth.scores[kept], len(floors)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(self._query, minlength=self._size))])
+        self.rows: tuple[Int64, Int64] = starts.astype(np.int64), truth.rows[kept]
+
+    def count(self, floors: F32) -> Int64:
+        """How many of each query score at least floors f32 [b], none of them below those given before; int64 [b]."""
+        counts = np.bincount(self._query[self._scores >= floors[self._query]], minlength=self._size)
+        return counts.astype(np.int64)
