@@ -9,21 +9,22 @@ from setuptools import setup
 
 _FOLDER = "index/kernels"
 _PRIMITIVES = ("primitives_portable", "primitives_avx2", "primitives_avx512")
-_BINDINGS = ("binding", "binding_encode", "binding_search")
-_SOURCES = (*_BINDINGS, "bands", "encode", *_PRIMITIVES, "recording", "router", "search", "stages")
+_BINDINGS = ("binding", "binding_encode", "binding_reaching", "binding_search")
+_SOURCES = (*_BINDINGS, "bands", "encode", *_PRIMITIVES, "reaching", "recording", "router", "search", "stages")
 _HEADERS = (
     "binding_checks",
     "binding_holders",
     "binding_recording",
     "binding_segment",
-    "binding_threads",
     "candidates",
     "kernels",
     "pages",
     "primitives",
     "query",
+    "reaching",
     "recording",
     "search",
+    "threads",
 )
 
 setup(

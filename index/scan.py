@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from nestvec.errors import InvalidInput
 from nestvec.index import kernels
+from nestvec.index.bounds import score_bounds
 from nestvec.index.metric import Metric, check_metric
 from nestvec.index.selection import Rows, Scores, top_k
 from nestvec.index.vectors import Vectors, check_allowed, check_query, check_vectors
@@ -22,8 +23,6 @@ from nestvec.index.work import Work
 
 _BLOCK_FLOATS = 1 << 24  # 64 MiB of float32, for the block and for its scores
 _FEW_QUERIES = {2: 16, 4: 4}  # by bytes of a stored number: up to here row by row is faster, by measurement
-_UNIT = 2.0**-24  # rounding unit of float32
-_UNDERFLOW = 1e-19  # a smaller coordinate's square is no longer a normal float32
 
 Float32 = npt.NDArray[np.float32]
 
@@ -95,6 +94,38 @@ def exact_search_batch(
     return [(found.rows, found.scores) for found in best]
 
 
+def rows_reaching(
+    vectors: Vectors,
+    queries: Float32,
+    floors: Float32,
+    *,
+    metric: Metric,
+    allowed: npt.NDArray[np.bool_] | None = None,
+    threads: int = 1,
+) -> tuple[npt.NDArray[np.int64], Rows, Scores]:
+    """Every allowed row of float32|float16 [n, d] whose score for a float32 query [b, d] is at least its floor [b].
+
+    (counts int64 [b], rows int64 [m], scores float32 [m]): the rows of the first query, ascending, then of the next,
+    with the scores of `exact_search`. All rows are read once for all queries, and memory grows with what is found.
+    Raises InvalidInput for wrong shapes or dtypes.
+    """
+    count, dims = check_vectors(vectors)
+    if queries.ndim != 2 or queries.shape[1] != dims or floors.shape != queries.shape[:1]:
+        raise InvalidInput(
+            f"queries must have shape [b, {dims}] and floors [b], got {queries.shape} and {floors.shape}"
+        )
+    check_metric(metric)
+    mask = check_allowed(allowed, count)
+    return kernels.reaching(
+        vectors,
+        np.ones(count, np.bool_) if mask is None else np.ascontiguousarray(mask),
+        np.ascontiguousarray(queries, dtype=np.float32),
+        np.ascontiguousarray(floors, dtype=np.float32),
+        metric,
+        threads,
+    )
+
+
 def _score_rows(vectors: Vectors, queries: Float32, k: int, metric: Metric, rows: Rows, best: list[_Best]) -> None:
     """Bring `best` up to date with these rows, one query after another."""
     for query, found in zip(queries, best, strict=True):
@@ -116,38 +147,12 @@ def _search_block(
     first, last = int(rows[0]), int(rows[-1])
     stored = vectors[first : last + 1] if last - first == len(rows) - 1 else vectors[rows]
     block = np.asarray(stored, dtype=np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # overflow only widens the shortlist
-        low, high = _bounds(block, queries, metric)
-        for query, found, lower, upper in zip(queries, best, low, high, strict=True):
-            picked = _shortlist(lower, upper, k, found.floor(k))
-            chosen = np.concatenate((found.rows, rows[picked]))
-            scores = np.concatenate((found.scores, _rescore(vectors, query, rows[picked], metric)))
-            found.rows, found.scores = top_k(scores, chosen, k)
-
-
-def _bounds(block: Float32, queries: Float32, metric: Metric) -> tuple[Float32, Float32]:
-    """Lower and upper bounds, float32 [b, m] each, of the rounded scores.
-
-    A float32 sum of d products errs by at most d*u/(1-d*u) of ||q||*||x|| in any order of addition (Higham,
-    Accuracy and Stability, 3.1); twice that also covers the rounding of the norms, of the bounds and of the result.
-    """
-    dims = block.shape[1]
-    slack = 2.0 * (dims + 8) * _UNIT / (1.0 - dims * _UNIT)
-    products = queries @ block.T
-    squares = np.einsum("ij,ij->i", block, block)
-    norms = np.sqrt(squares) + np.float32(np.sqrt(dims) * _UNDERFLOW)
-    query_norms = np.linalg.norm(queries.astype(np.float64), axis=1)[:, None].astype(np.float32)
-    if metric == "dot":
-        margin = np.float32(slack) * query_norms * norms
-    else:
-        margin = np.float32(slack) * np.square(query_norms + norms)
-        products = 2.0 * products - squares - np.square(query_norms)
-    margin += np.float32(dims * 1e-37)  # products that underflow
-    unknown = ~np.isfinite(products)
-    lower, upper = products - margin, products + margin
-    if unknown.any():
-        lower[unknown], upper[unknown] = -np.inf, np.inf
-    return lower, upper
+    low, high = score_bounds(block, queries, metric)
+    for query, found, lower, upper in zip(queries, best, low, high, strict=True):
+        picked = _shortlist(lower, upper, k, found.floor(k))
+        chosen = np.concatenate((found.rows, rows[picked]))
+        scores = np.concatenate((found.scores, _rescore(vectors, query, rows[picked], metric)))
+        found.rows, found.scores = top_k(scores, chosen, k)
 
 
 def _shortlist(lower: Float32, upper: Float32, k: int, floor: float) -> npt.NDArray[np.intp]:

@@ -210,7 +210,6 @@ class Neighbours:
         end = int(truth.starts[len(floors)])
         query = np.repeat(np.arange(len(floors)), np.diff(truth.starts[: len(floors) + 1]))
         kept = np.flatnonzero(band.allowed[truth.rows[:end]] & (truth.scores[:end] >= floors[query]))
-        kept = kept[np.lexsort((-truth.scores[kept], query[kept]))]
         self._query, self._scores, self._size = query[kept], truth.scores[kept], len(floors)
         starts = np.concatenate([[0], np.cumsum(np.bincount(self._query, minlength=self._size))])
         self.rows: tuple[Int64, Int64] = starts.astype(np.int64), truth.rows[kept]

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nestvec.engine.cores import cores
 from nestvec.index.metric import Metric
+from nestvec.index.scan import rows_reaching
 
 F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-_BLOCK_FLOATS = 1 << 24  # 64 MiB of float32
+_BLOCK_NUMBERS = 1 << 25  # stored numbers between two ticks: a fraction of a second
 _SAMPLE = 20_000  # rows from which the depth of each query's list is guessed
 _SLACK = 1.5  # lists are this much longer than asked for, on average: guesses err
 
 
 @dataclass(frozen=True)
 class Truth:
-    """For each query, rows with their scores (float32, of BLAS products: compare with a tolerance).
+    """For each query, rows with their scores, best first (float32; searches add in another order: allow for it).
 
     `starts` [b + 1] says where a query's rows begin; `floors` [b]: every row with at least this score is listed.
     Rows count through all parts, one after the other.
@@ -42,42 +45,58 @@ class Truth:
 
         Where the list ends before, its floor: too high, so that recall is understated there and never overstated.
         """
+        at = self.starts[:-1] + (k - 1)
+        if allowed is not None:
+            passed = np.flatnonzero(allowed[self.rows])
+            wanted = np.searchsorted(passed, self.starts[:-1]) + (k - 1)
+            at = np.append(passed, len(self.rows))[np.minimum(wanted, len(passed))]
+        listed = at < self.starts[1:]
         best = self.floors.copy()
-        for query, (start, stop) in enumerate(zip(self.starts, self.starts[1:], strict=False)):
-            scores = self.scores[start:stop]
-            if allowed is not None:
-                scores = scores[allowed[self.rows[start:stop]]]
-            if len(scores) >= k:
-                best[query] = np.partition(scores, len(scores) - k)[len(scores) - k]
+        best[listed] = self.scores[at[listed]]
         return best
 
 
 def find_truth(
-    parts: Sequence[NDArray[Any]], allowed: Mask, queries: F32, depth: int, metric: Metric, tick: Callable[[int], None]
+    parts: Sequence[NDArray[Any]],
+    allowed: Mask,
+    queries: F32,
+    depth: int,
+    metric: Metric,
+    tick: Callable[[int], None],
+    threads: int | None = None,
 ) -> Truth:
     """Every query's best rows, about `depth` of them or more, among the allowed ones of stored vectors [n, dims].
 
-    One pass over all rows; `tick(rows)` is called after each block.
+    One pass over all rows; `tick(rows)` is called after each block. `threads`: all cores where None; they change
+    nothing of the result.
     """
     floors = _floors(parts, allowed, queries, depth, metric)
     found: list[tuple[NDArray[np.int64], NDArray[np.int64], F32]] = []
     first = 0
     for vectors in parts:
-        step = max(1, _BLOCK_FLOATS // vectors.shape[1])
+        step = max(1, _BLOCK_NUMBERS // vectors.shape[1])
         for start in range(0, len(vectors), step):
-            stop = min(start + step, len(vectors))
-            counting = allowed[first + start : first + stop]
-            rows, block = np.flatnonzero(counting), vectors[start:stop]
-            scores = _scores(block if len(rows) == len(block) else block[rows], queries, metric)
-            query, column = np.divmod(np.flatnonzero(scores >= floors[:, None]), len(rows))
-            found.append((query, rows[column] + first + start, scores[query, column]))
-            tick(stop - start)
+            block, counting = vectors[start : start + step], allowed[first + start :][: min(step, len(vectors) - start)]
+            counts, rows, scores = rows_reaching(
+                block, queries, floors, metric=metric, allowed=counting, threads=threads or cores()
+            )
+            found.append((counts, rows + (first + start), scores))
+            tick(len(block))
         first += len(vectors)
-    query = np.concatenate([each[0] for each in found])
-    order = np.argsort(query, kind="stable")
-    counts = np.bincount(query, minlength=len(queries))
-    rows, every = (np.concatenate([each[i] for each in found])[order] for i in (1, 2))
-    return Truth(np.concatenate([[0], np.cumsum(counts)]), rows, every, floors)
+    return _sorted(found, floors)
+
+
+def _sorted(found: list[tuple[NDArray[np.int64], NDArray[np.int64], F32]], floors: F32) -> Truth:
+    """What the blocks found, query by query, best first."""
+    counts, rows, scores = (np.concatenate(each) for each in zip(*found, strict=True))
+    # Few numbers of 16 bits sort fastest: by radix.
+    number = np.repeat(np.tile(np.arange(len(floors), dtype=np.min_scalar_type(len(floors))), len(found)), counts)
+    order = np.argsort(number, kind="stable")
+    descending = -scores[order]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(floors)))])
+    for start, stop in pairwise(starts):
+        order[start:stop] = order[start:stop][np.argsort(descending[start:stop], kind="stable")]
+    return Truth(starts, rows[order], scores[order], floors)
 
 
 def _floors(parts: Sequence[NDArray[Any]], allowed: Mask, queries: F32, depth: int, metric: Metric) -> F32:

@@ -46,6 +46,7 @@ def backend() -> str:
 if TYPE_CHECKING or _backend == "numpy":
     from nestvec.index.kernels.reference import band_scores
     from nestvec.index.kernels.reference_encode import encode, encode_aware, pack
+    from nestvec.index.kernels.reference_reaching import reaching
     from nestvec.index.kernels.reference_search import (
         GatheredRows,
         Layer,
@@ -71,6 +72,7 @@ else:
         encode,
         encode_aware,
         pack,
+        reaching,
         resident,
     )
 
@@ -90,5 +92,6 @@ __all__ = [
     "encode",
     "encode_aware",
     "pack",
+    "reaching",
     "resident",
 ]

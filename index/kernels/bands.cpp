@@ -15,14 +15,7 @@ constexpr size_t kPrefetchBytes = 4096;  // at most, per row: longer bands strea
 
 NESTVEC_INLINE double widen(float x) { return double(x); }
 
-NESTVEC_INLINE double widen(Half x) {
-    const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31, fraction = x.bits & 0x3FFu;
-    if (exponent == 0) return (sign ? -1.0 : 1.0) * double(fraction) * 0x1p-24;  // zero and subnormal
-    const uint32_t bits = sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | fraction << 13;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return double(value);
-}
+NESTVEC_INLINE double widen(Half x) { return widened(x); }
 
 // Adds the dimensions from `i` on, one at a time; the vector kernels leave at most 15 to it.
 template <bool L2, bool Norms, class T>

@@ -90,5 +90,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("isa", [] { return std::string(kNames[int(current.load())]); }, "The instruction set in use.");
     module.def("band_scores", &py_band_scores);
     bind_encode(module);
+    bind_reaching(module);
     bind_search(module);
 }

@@ -18,6 +18,7 @@ namespace py = pybind11;
 Isa current_isa();  // what every kernel of this process runs on
 
 void bind_encode(py::module_& module);
+void bind_reaching(py::module_& module);
 void bind_search(py::module_& module);
 
 inline std::string shape_of(const py::array& array) {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "binding_holders.hpp"
-#include "binding_threads.hpp"
 #include "recording.hpp"
+#include "threads.hpp"
 
 namespace nestvec {
 

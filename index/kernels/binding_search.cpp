@@ -9,11 +9,17 @@
 
 #include "binding_recording.hpp"
 #include "binding_segment.hpp"
+#include "threads.hpp"
 
 namespace nestvec {
 namespace {
 
 constexpr size_t kShare = 16;             // queries of a batch that a thread takes at a time
+
+Scratch& thread_scratch() {
+    thread_local Scratch scratch;
+    return scratch;
+}
 
 class SearcherHolder {
    public:
@@ -79,19 +85,19 @@ class SearcherHolder {
         if (searcher_->model().router) throw py::value_error("a search with a router cannot be recorded");
         check_truth(starts, rows);
         auto recorded = std::make_unique<RecordingHolder>(size_t(queries.shape(0)), size_t(k), plan.plan);
-        const float* vectors = data<float>(queries);
-        std::atomic<bool> good{true};
-        std::atomic<py::ssize_t> next{0};
+        const Batch batch{data<float>(queries), size_t(queries.shape(0)), size_t(k), plan.plan, nullptr, nullptr, nullptr, 0};
+        bool good;
         {
             const py::gil_scoped_release unlocked;
-            in_threads(size_t(threads), [&](size_t) {
-                for (py::ssize_t i; (i = next.fetch_add(1)) < queries.shape(0);) {
-                    Recording& one = (*recorded)[size_t(i)];
-                    const float* query = vectors + size_t(i) * searcher_->model().dims;
-                    if (!searcher_->record(query, size_t(k), plan.plan, thread_scratch(), one)) good = false;
-                    rank_rows(one, names(data<int64_t>(rows) + data<int64_t>(starts)[i], data<int64_t>(rows) + data<int64_t>(starts)[i + 1]));
-                }
-            });
+            Routed routed;
+            good = route_batch(batch, size_t(threads), routed);
+            if (good)
+                in_order(routed, size_t(threads), [&](size_t i) {
+                    Recording& one = (*recorded)[i];
+                    searcher_->record(batch.queries + i * searcher_->model().dims, batch.k, batch.plan, thread_scratch(), one);
+                    const int64_t* start = data<int64_t>(starts) + i;
+                    rank_rows(one, names(data<int64_t>(rows) + start[0], data<int64_t>(rows) + start[1]));
+                });
         }
         if (!good) throw py::value_error("queries must be finite");
         return recorded;
@@ -176,35 +182,42 @@ class SearcherHolder {
     struct Routed {
         std::vector<Route> routes;
         std::vector<const std::vector<uint64_t>*> lists;
+        std::vector<std::vector<uint64_t>> held;  // by thread
+        std::vector<uint64_t> order;              // the number of the best list, and of the query
     };
 
-    // Queries whose best lists are the same, or neighbours, follow each other and find those lists in the cache.
-    bool run_batch(const Batch& batch, size_t threads) const {
-        Routed routed{std::vector<Route>(batch.n), std::vector<const std::vector<uint64_t>*>(batch.n)};
-        std::vector<std::vector<uint64_t>> lists(threads);
-        std::vector<uint64_t> order(batch.n);
+    // False where a query is not finite.
+    bool route_batch(const Batch& batch, size_t threads, Routed& routed) const {
+        routed = Routed{std::vector<Route>(batch.n), std::vector<const std::vector<uint64_t>*>(batch.n),
+                        std::vector<std::vector<uint64_t>>(threads), std::vector<uint64_t>(batch.n)};
         std::atomic<size_t> next{0};
         std::atomic<bool> good{true};
         in_threads(threads, [&](size_t thread) {
-            std::vector<uint64_t>& own = lists[thread];
-            Scratch& scratch = thread_scratch();
             for (size_t at; (at = next.fetch_add(kTogether)) < batch.n;)
-                if (!route_some(batch, at, scratch, own, routed, order)) good = false;
+                if (!route_some(batch, at, thread_scratch(), routed.held[thread], routed)) good = false;
         });
-        if (!good) return false;
-        std::sort(order.begin(), order.end());
-        next = 0;
+        std::sort(routed.order.begin(), routed.order.end());
+        return good;
+    }
+
+    // Queries whose best lists are the same, or neighbours, follow each other and find those lists in the cache.
+    template <class Work>
+    static void in_order(const Routed& routed, size_t threads, const Work& work) {
+        std::atomic<size_t> next{0};
         in_threads(threads, [&](size_t) {
-            Scratch& scratch = thread_scratch();
-            for (size_t at; (at = next.fetch_add(kShare)) < batch.n;)
-                for (size_t i = at; i < std::min(at + kShare, batch.n); ++i)
-                    answer_one(batch, size_t(uint32_t(order[i])), routed, scratch);
+            for (size_t at; (at = next.fetch_add(kShare)) < routed.order.size();)
+                for (size_t i = at; i < std::min(at + kShare, routed.order.size()); ++i) work(size_t(uint32_t(routed.order[i])));
         });
+    }
+
+    bool run_batch(const Batch& batch, size_t threads) const {
+        Routed routed;
+        if (!route_batch(batch, threads, routed)) return false;
+        in_order(routed, threads, [&](size_t i) { answer_one(batch, i, routed, thread_scratch()); });
         return true;
     }
 
-    bool route_some(const Batch& batch, size_t at, Scratch& scratch, std::vector<uint64_t>& own, Routed& routed,
-                    std::vector<uint64_t>& order) const {
+    bool route_some(const Batch& batch, size_t at, Scratch& scratch, std::vector<uint64_t>& own, Routed& routed) const {
         const size_t count = std::min(kTogether, batch.n - at);
         scratch.lists.swap(own);
         const bool good = searcher_->route(batch.queries + at * searcher_->model().dims, count, batch.k, batch.plan, scratch,
@@ -213,7 +226,7 @@ class SearcherHolder {
         if (!good) return false;
         for (size_t i = at; i < at + count; ++i) {
             routed.lists[i] = &own;
-            order[i] = (own[routed.routes[i].start] << 32) | i;  // by the number of the best list
+            routed.order[i] = (own[routed.routes[i].start] << 32) | i;  // by the number of the best list
         }
         return true;
     }

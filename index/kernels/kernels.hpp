@@ -63,6 +63,15 @@ struct Half {
     uint16_t bits;
 };
 
+inline double widened(Half x) {
+    const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, exponent = (x.bits >> 10) & 31, fraction = x.bits & 0x3FFu;
+    if (exponent == 0) return (sign ? -1.0 : 1.0) * double(fraction) * 0x1p-24;  // zero and subnormal
+    const uint32_t bits = sign | (exponent == 31 ? 0x7F800000u : (exponent + 112) << 23) | fraction << 13;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return double(value);
+}
+
 struct BandTask {
     const double* query;  // the band's own dims: element 0 is dimension lo
     const void* vectors;  // float or Half, [n, dims]

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from nestvec.index.kernels import _native  # type: ignore[attr-defined]  # the C++ extension has no stub
+from nestvec.index.kernels.reference_reaching import reaching as reaching_by_products
+from nestvec.index.metric import Metric
 
 if TYPE_CHECKING:  # the C++ objects have the very interface of their numpy twins
     from nestvec.index.kernels.reference_search import (
@@ -52,6 +54,7 @@ __all__ = [
     "encode_aware",
     "isa",
     "pack",
+    "reaching",
     "resident",
     "use_isa",
 ]
@@ -104,3 +107,20 @@ def encode_aware(
 def pack(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """See `reference_encode.pack`."""
     return cast("npt.NDArray[np.uint8]", _native.pack(codes))
+
+
+def reaching(
+    vectors: npt.NDArray[np.float32] | npt.NDArray[np.float16],
+    allowed: npt.NDArray[np.bool_],
+    queries: npt.NDArray[np.float32],
+    floors: npt.NDArray[np.float32],
+    metric: Metric,
+    threads: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """See `reference_reaching.reaching`. AVX-512 rules rows out by products of bytes; else BLAS is faster at it."""
+    if isa() != "avx512":
+        return reaching_by_products(vectors, allowed, queries, floors, metric, threads, band_scores)
+    return cast(
+        "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]",
+        _native.reaching(vectors, allowed, queries, floors, metric, threads),
+    )

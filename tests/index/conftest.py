@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nestvec.index.kernels import reference, reference_encode, reference_search
+from nestvec.index.kernels import reference, reference_encode, reference_reaching, reference_search
 
 try:
     from nestvec.index.kernels import native
@@ -23,6 +23,7 @@ NUMPY = SimpleNamespace(
     encode=reference_encode.encode,
     encode_aware=reference_encode.encode_aware,
     pack=reference_encode.pack,
+    reaching=reference_reaching.reaching,
 )
 
 

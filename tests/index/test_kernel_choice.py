@@ -31,7 +31,7 @@ def test_the_environment_forces_an_instruction_set(name: str) -> None:
         "print(k.backend(), sum(native), len(native))\n"
     )
     done = _python(code, NESTVEC_ISA=name)
-    assert done.stdout.split() == [name, "0" if name == "numpy" else "13", "13"], done.stderr
+    assert done.stdout.split() == [name, "0" if name == "numpy" else "14", "14"], done.stderr
 
 
 def test_an_unknown_instruction_set_is_refused_by_name() -> None:

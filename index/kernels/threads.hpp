@@ -1,20 +1,14 @@
-// Work in several threads, and the buffers of each.
+// The same work on several threads.
 #pragma once
 
+#include <cstddef>
 #include <exception>
 #include <thread>
 #include <vector>
 
-#include "search.hpp"
-
 namespace nestvec {
 
-inline Scratch& thread_scratch() {
-    thread_local Scratch scratch;
-    return scratch;
-}
-
-// Calls work(t) in so many threads, of which this one is the first.
+// Calls work(t) on thread t of `threads`, this one being the first, and waits; rethrows the first failure.
 template <class Work>
 void in_threads(size_t threads, const Work& work) {
     std::vector<std::exception_ptr> failed(threads);  // an exception that leaves a thread ends the process
