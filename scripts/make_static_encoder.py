@@ -19,8 +19,10 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from static_encoder_texts import PERMISSIVE, Texts, collect
+from threadpoolctl import threadpool_limits
 from tokenizers import Tokenizer
 
 from nestvec.engine.encoders import static
 from nestvec.train.encoder import losses
+from nestvec.train.encoder.held_out import HeldOut
 from nestvec.train.encoder.towers import StaticTower
 from nestvec.train.encoder.vectors import encoded
 
@@ -81,19 +85,43 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     found = encoded(arguments.work, TEACHER_SHA256, chosen, sentence_encoder(teacher), show, "teacher")
     vectors = np.concatenate(found.blocks)
+    with threadpool_limits(1):  # sums of several threads differ in their last bits, and so would the encoder
+        torch.set_num_threads(1)
+        make(arguments.out, teacher, tokenizer, texts, chosen, vectors)
+
+
+def make(out: Path, teacher: Path, tokenizer: Tokenizer, texts: Texts, chosen: list[str], vectors: Floats) -> None:
+    """Train on the teacher's `vectors` f32 [chosen, 384] and on the pairs; write the encoder into `out`."""
     axes = Axes(teacher_outputs(teacher, tokenizer.get_vocab_size()))
     weights = probabilities(tokenizer, chosen)
     start = axes.start(weights)
-    trained = []
-    for seed in SEEDS:
-        tower = StaticTower(tokenizer, start, GRANULARITIES)
-        Trainer(tower, texts, chosen, vectors, axes, seed).run()
-        trained.append(tower.state()["rows"].numpy())
+
+    def train(seed: int) -> Floats:
+        return Trainer(StaticTower(tokenizer, start, GRANULARITIES), texts, chosen, vectors, axes, seed).run()
+
+    trained = in_processes(train, SEEDS)
     tower = blended(tokenizer, trained, start, weights, chosen)
-    tower.write(arguments.out, {"query": static.TEXT, "document": static.TEXT}, card(texts, len(chosen)))
-    size = sum(path.stat().st_size for path in arguments.out.glob("static_*"))
-    fingerprint = static.load_folder(arguments.out, "static").fingerprint
-    print(f"{arguments.out}: {size / 1e6:.2f} MB, fingerprint {fingerprint}")  # noqa: T201
+    plain = {"query": static.TEXT, "document": static.TEXT}
+    before = StaticTower(tokenizer, start, GRANULARITIES)
+    tower.write(out, plain, lambda: card(texts, len(chosen)) | evaluation(texts, before, tower))
+    size = sum(path.stat().st_size for path in out.glob("static_*"))
+    fingerprint = static.load_folder(out, "static").fingerprint
+    print(f"{out}: {size / 1e6:.2f} MB, fingerprint {fingerprint}")  # noqa: T201
+
+
+def in_processes(work: Callable[[int], Floats], seeds: Sequence[int]) -> list[Floats]:
+    """`work` of each seed, f32 [tokens, 512], every one in a process of its own, which sees what this one holds."""
+    fork, ends = multiprocessing.get_context("fork"), []
+    for seed in seeds:
+        here, there = fork.Pipe(duplex=False)
+        fork.Process(target=_send, args=(there, work, seed)).start()
+        there.close()  # so that a child that dies is the end of the pipe
+        ends.append(here)
+    return [np.frombuffer(here.recv_bytes(), np.float32).reshape(-1, GRANULARITIES[-1]) for here in ends]
+
+
+def _send(to: Connection, work: Callable[[int], Floats], seed: int) -> None:
+    to.send_bytes(work(seed))
 
 
 def show(stage: str, done: int, total: int | None) -> None:
@@ -210,13 +238,15 @@ class Trainer:
         self.rng = np.random.default_rng(seed)
         self.spread = float(tower.parameters()[0].detach().std())
 
-    def run(self) -> None:
-        """All of it."""
+    def run(self) -> Floats:
+        """All of it. Returns the rows f32 [tokens, 512]."""
         self._phase("regression", lambda: self._regression(BATCH))
         batches = self._pairs()
         self._phase("contrast", lambda: self._contrast(next(batches)) + self._regression(BATCH // 2))
         near = self._neighbourhoods()
         self._phase("neighbours", lambda: self._neighbours(next(near)))
+        rows: Floats = self.tower.state()["rows"].numpy()
+        return rows
 
     def _phase(self, name: str, loss: Callable[[], torch.Tensor]) -> None:
         steps, rate = STEPS[name], RATES[name] * self.spread
@@ -291,6 +321,16 @@ def blended(
 
 def _weight(source: str) -> float:
     return next((weight for mark, weight in SOURCE_WEIGHTS.items() if mark in source.split("_")), 1.0)
+
+
+def evaluation(texts: Texts, start: StaticTower, tower: StaticTower) -> dict[str, Any]:
+    """How the held-out questions find their answers among each other's, by the starting rows and by the trained ones;
+    nothing without MedQuAD, whose they are."""
+    if not texts.held_out:
+        return {}
+    held_out = HeldOut([(question, (answer,)) for question, answer in texts.held_out])
+    measured = {"before": held_out.by_prefix(start), "after": held_out.by_prefix(tower)}
+    return {"evaluation": {"of": "MedQuAD questions that were held out", **held_out.facts(), **measured}}
 
 
 def card(texts: Texts, count: int) -> dict[str, Any]:

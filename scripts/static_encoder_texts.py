@@ -42,11 +42,13 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"(0-9])|\n\n+")
 
 
 class Texts:
-    """`pairs`: (short or related text, text) by source; `taught`: texts whose vectors the teacher gives."""
+    """`pairs`: (short or related text, text) by source; `taught`: texts whose vectors the teacher gives; `held_out`:
+    (question, answer) that nothing learns from."""
 
     def __init__(self, seed: int) -> None:
         self.pairs: dict[str, list[tuple[str, str]]] = {}
         self.taught: list[str] = []
+        self.held_out: list[tuple[str, str]] = []
         self.rng = np.random.default_rng(seed)
 
     def pair(self, source: str, one: str, other: str) -> None:
@@ -163,8 +165,10 @@ def _medquad(texts: Texts, shared: Path) -> None:
         if len(words) > PART_WORDS + 80:
             texts.pair("med_part", " ".join(words[:PART_WORDS]), " ".join(words[PART_WORDS : 2 * PART_WORDS]))
         texts.taught.append(" ".join(words[:PART_WORDS]))
-    for question, answer in _questions(shared / "medquad")[HELD_OUT:]:
-        texts.pair("med_question", question, " ".join(answers[answer][:PART_WORDS]))
+    asked = [(question, " ".join(answers[answer][:PART_WORDS])) for question, answer in _questions(shared / "medquad")]
+    texts.held_out += asked[:HELD_OUT]
+    for question, answer in asked[HELD_OUT:]:
+        texts.pair("med_question", question, answer)
         texts.taught.append(question)
 
 

@@ -49,7 +49,11 @@ Judges = Annotated[
 Negatives = Annotated[str, typer.Option(help="lowest or sampled: which of the candidates.")]
 NegativeCount = Annotated[int, typer.Option(min=1, max=100, help="Hard negatives of a query.")]
 KeepSeed = Annotated[
-    bool, typer.Option("--keep-seed", help="The positive stays the query's own passage: a control on the same rows.")
+    bool | None,
+    typer.Option(
+        "--keep-seed/--relabel",
+        help="The positive stays the query's own passage, or is the best one. [default: stays, of extracted queries]",
+    ),
 ]
 PerMinute = Annotated[float | None, typer.Option(help="Most requests a minute. [default: no limit]")]
 AtOnce = Annotated[int, typer.Option(min=1, max=256, help="Most requests at once.")]
@@ -123,7 +127,7 @@ def relabel(
     judge: Judges,
     negatives: Negatives = "lowest",
     negative_count: NegativeCount = 1,
-    keep_seed: KeepSeed = False,
+    keep_seed: KeepSeed = None,
     per_minute: PerMinute = None,
     at_once: AtOnce = 4,
     input_price: InputPrice = None,

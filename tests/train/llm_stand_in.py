@@ -28,6 +28,7 @@ class Rules:
 
     echo: bool = True
     top: int | None = 20
+    newer: bool = False
     faults: list[Fault] = field(default_factory=list)
     answer: Callable[[Body], Body] | None = None
     seconds: float = 0.0
@@ -114,6 +115,9 @@ def chat(content: str, logprobs: object = None) -> Body:
 
 
 def reply_to(path: str, body: Body, rules: Rules) -> tuple[int, object]:
+    if rules.newer and "max_tokens" in body:
+        said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens'"
+        return 400, {"error": {"message": f"{said} instead.", "code": "unsupported_parameter"}}
     if rules.answer is not None:
         return 200, rules.answer(body)
     if path == "/v1/completions":

@@ -80,6 +80,18 @@ def test_faults_of_a_server_are_overcome(llm: StandIn, few: list[Passage], tmp_p
     assert len(seeds) == 3, "an answer that cannot be used is asked for with another seed"
 
 
+def test_a_server_that_wants_max_completion_tokens_gets_them(llm: StandIn, few: list[Passage], tmp_path: Path) -> None:
+    generate(tmp_path / "older", few, Generation(llm.name, limit=12))
+    llm.rules.bodies.clear()
+    llm.rules.newer = True
+    summary = generate(tmp_path / "newer", few, Generation(llm.name, limit=12), asking=Asking(at_once=3))
+    asked = [body for body in llm.rules.bodies if "max_completion_tokens" in body]
+    assert len(asked) == summary["pairs"] == 12
+    assert not any("max_tokens" in body for body in asked)
+    assert len(llm.rules.bodies) - len(asked) <= 3, "it went on asking with the word that was refused"
+    assert list(rows(tmp_path / "newer", "pairs")) == list(rows(tmp_path / "older", "pairs"))
+
+
 def test_a_pause_that_the_server_asks_for_holds_every_thread(llm: StandIn, few: list[Passage], tmp_path: Path) -> None:
     llm.rules.faults = [llm_stand_in.status(429, Retry_After="1")]
     generate(tmp_path, few, Generation(llm.name, limit=12), asking=Asking(at_once=2))

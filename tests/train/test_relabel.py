@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import llm_stand_in
@@ -16,7 +17,7 @@ from nestvec.train.encoder.generate import Asking, Generation, generate
 from nestvec.train.encoder.llm import Estimate
 from nestvec.train.encoder.mine import Mining, mine
 from nestvec.train.encoder.relabel import Relabelling, fuse, ranks, relabel
-from nestvec.train.encoder.tables import Passage, read_passages, rows
+from nestvec.train.encoder.tables import Passage, read_passages, rows, write
 from nestvec.train.files import Row
 
 
@@ -41,7 +42,7 @@ def test_ranks_share_places_and_fusion_is_the_sum_of_reciprocal_ranks() -> None:
 
 
 def test_an_llm_judges_in_two_ways_and_their_ranks_are_fused(llm: StandIn, mined: Path) -> None:
-    summary = relabel(mined, Relabelling((llm.name,), count=2))
+    summary = relabel(mined, Relabelling((llm.name,), count=2, keep_seed=False))
     found, passages = judged(mined), read_passages(mined)
     assert summary["judges"] == [f"{llm.name}:likelihood", f"{llm.name}:grade"]
     by_id = {pair["id"]: pair for pair in rows(mined, "pairs")}
@@ -147,6 +148,15 @@ def test_negatives_are_sampled_from_the_rest_and_a_control_keeps_the_seed(mined:
     assert all(row["positive"] == row["seed"] for row in judged(mined))
     assert summary["positive_is"] == "the seed"
     assert any(row["doc_ids"][0] != row["seed"] for row in judged(mined))
+
+
+def test_the_seed_stays_for_queries_of_the_passage_s_own_words_and_not_for_an_llm_s(mined: Path) -> None:
+    judge = Relabelling(("encoder:static",))
+    assert relabel(mined, judge)["positive_is"] == "the seed"
+    assert relabel(mined, replace(judge, keep_seed=False))["positive_is"] == "the best by fused rank"
+    write(mined, "pairs", [{**pair, "generator": "openai:http://127.0.0.1/v1#m"} for pair in rows(mined, "pairs")])
+    assert relabel(mined, judge)["positive_is"] == "the best by fused rank"
+    assert all(row["positive"] == row["doc_ids"][0] for row in judged(mined))
 
 
 def test_an_encoder_judges_by_its_cosines(mined: Path) -> None:

@@ -101,10 +101,35 @@ def test_training_gains_on_held_out_triples_and_gives_an_encoder_with_a_card(
     assert encoder.fingerprint != default.fingerprint
     card = json.loads((folder / "encoder" / static.CARD).read_text())
     assert card["recipe"]["batch"] == 64
-    assert card["scores"]["nDCG@10 after"] == summary["nDCG@10 after"]
+    held = card["evaluation"]
+    assert held["queries"] == card["data"]["held_out"] == summary["held_out"]
+    assert list(held["before"]) == list(held["after"]) == ["64", "128", "256", "512"]
+    assert held["after"]["512"]["nDCG@10"] == summary["nDCG@10 after"]
+    assert held["before"]["512"]["nDCG@10"] == summary["nDCG@10 before"]
     stamp = (folder / "encoder" / static.MATRIX).stat().st_mtime_ns
     assert step.train(folder, QUICK) == summary
     assert (folder / "encoder" / static.MATRIX).stat().st_mtime_ns == stamp, "a finished training was run again"
+
+
+def test_the_evaluation_in_the_card_is_that_of_its_own_encoder(
+    torch: ModuleType, tmp_path: Path, few: list[Passage]
+) -> None:
+    """From the definitions, with the files that were written."""
+    folder = write_triples(tmp_path, few)
+    encoder = encoders.load_encoder(step.train(folder, QUICK)["encoder"])
+    held = json.loads((folder / "encoder" / static.CARD).read_text())["evaluation"]
+    triples = step.split(step.read_triples(folder), QUICK)[1]
+    texts = list(dict.fromkeys(text for each in triples for text in (each.positive, *each.negatives)))
+    assert held["texts"] == len(texts)
+    for dims in (64, 512):
+        queries = encoder.encode_queries([each.query for each in triples])[:, :dims]
+        documents = encoder.encode_documents(texts)[:, :dims]
+        scores = queries @ (documents / np.linalg.norm(documents, axis=1, keepdims=True)).T
+        right = [texts.index(each.positive) for each in triples]
+        places = [int((row > row[place] + 1e-6).sum()) for row, place in zip(scores, right, strict=True)]
+        ndcg = np.mean([1 / np.log2(place + 2) if place < 10 else 0 for place in places])
+        assert held["after"][str(dims)]["nDCG@10"] == pytest.approx(ndcg, abs=1e-4)
+        assert held["after"][str(dims)]["R@10"] == pytest.approx(np.mean(np.less(places, 10)), abs=1e-4)
 
 
 def test_a_stopped_training_goes_on_to_the_same_encoder(

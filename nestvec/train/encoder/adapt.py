@@ -57,8 +57,9 @@ def adapt(
     training = Training(tower=wanted.tower, epochs=wanted.epochs, negatives=0, keep=wanted.keep, seed=wanted.seed)
     if wanted.tower.partition(":")[0] != "static":
         training = replace(training, batch=32)
-    asked = {"adapt": asdict(wanted), "passages": digest_of_passages(passages)}
-    return fit(out, triples, training, asked, scratch=run_folder(run_folder(out) / "training"), progress=progress)
+    data = {"passages": digest_of_passages(passages), "count": len(passages), "clozes": asdict(wanted)}
+    scratch = run_folder(run_folder(out) / "training")
+    return fit(out, triples, training, {"adapt": data}, data=data, scratch=scratch, progress=progress)
 
 
 def clozes(passages: Sequence[Passage], wanted: Adaptation) -> list[Triple]:

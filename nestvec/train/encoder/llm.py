@@ -25,6 +25,7 @@ _TIMEOUT, _DEADLINE = 120.0, 600.0
 _MOST_REFUSED = 5  # before any answer: then it is not the texts
 _TRIES = 3  # of an answer that cannot be used
 _ANOTHER = 1_000_003  # added to the seed for another try
+_OLDER, _NEWER = "max_tokens", "max_completion_tokens"
 _BYTES_PER_TOKEN = 4  # of English text, about; only for the estimate
 
 T = TypeVar("T")
@@ -97,6 +98,7 @@ class Llm(Api):
         self.model, self.usage = model, Usage()
         self._deadline = options.number("deadline", _DEADLINE, MAX_SECONDS)
         self._journal, self._pace, self._lock = journal, Pace(per_minute), threading.Lock()
+        self._newer = False
 
     def ask(self, request: Request[T], what: str) -> T | None:
         """The answer, from the journal if it was given before; None where the model gave nothing usable in three tries,
@@ -136,12 +138,24 @@ class Llm(Api):
             if attempt:
                 body["seed"] = request.body.get("seed", 0) + _ANOTHER * attempt
             try:
-                reply = self.post(request.path, body, f"{self}: {what}", self._deadline)
+                reply = self._limited(request.path, body, f"{self}: {what}")
                 self._count(requests=1, **_tokens(reply))
                 return request.read(reply)
             except (NoJson, Unusable):
                 self._count(unusable=1)
         return None
+
+    def _limited(self, path: str, body: Mapping[str, Any], what: str) -> object:
+        """The reply to `body`, whose limit is named as this server wants it: OpenAI's newer models refuse a chat with
+        `max_tokens` and name the other word, which many other servers do not know."""
+        newer = self._newer and path == CHAT
+        try:
+            return self.post(path, _renamed(body) if newer else body, what, self._deadline)
+        except InvalidInput as error:
+            if newer or path != CHAT or _NEWER not in str(error):
+                raise
+        self._newer = True
+        return self.post(path, _renamed(body), what, self._deadline)
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -178,7 +192,7 @@ class Estimate:
         texts = [message["content"] for message in request.body.get("messages", ())]
         texts.append(request.body.get("prompt", ""))
         self.input_tokens += sum(len(text.encode()) for text in texts) // _BYTES_PER_TOKEN + 1
-        self.output_tokens += int(request.body["max_tokens"])
+        self.output_tokens += int(request.body[_OLDER])
 
     def add_all(self, other: Estimate) -> None:
         """Count those of `other`."""
@@ -191,6 +205,10 @@ class Estimate:
         if input_price is None and output_price is None:
             return None
         return (self.input_tokens * (input_price or 0.0) + self.output_tokens * (output_price or 0.0)) / 1e6
+
+
+def _renamed(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {_NEWER if name == _OLDER else name: value for name, value in body.items()}
 
 
 def first_choice(reply: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a server sends

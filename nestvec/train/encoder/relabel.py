@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nestvec.engine.encoders.openai import KIND as OPENAI
 from nestvec.engine.progress import Progress, silent
 from nestvec.errors import InvalidInput
 from nestvec.train.encoder import prompts
-from nestvec.train.encoder.generate import NOT_PACED, Asking, Confirm
+from nestvec.train.encoder.generate import EXTRACT, NOT_PACED, Asking, Confirm
 from nestvec.train.encoder.judges import Judge, Question, llm_judges, local_judge
 from nestvec.train.encoder.llm import Estimate, Llm
 from nestvec.train.encoder.tables import Passage, Step, read_passages, rows, write
@@ -35,12 +35,13 @@ NEGATIVES = ("lowest", "sampled")
 @dataclass(frozen=True)
 class Relabelling:
     """Who judges, and what is made of it. `negatives`: "lowest" of the candidates or "sampled" by `seed` from all but
-    the positive, `count` of them. `keep_seed`: the positive stays the seed; a control on the same rows."""
+    the positive, `count` of them. `keep_seed`: the positive stays the seed; None: where all queries are the
+    passages' own words (`extract`), for there a teacher's choice made a worse encoder (docs/train-encoder.md)."""
 
     judges: tuple[str, ...]
     negatives: str = "lowest"
     count: int = 1
-    keep_seed: bool = False
+    keep_seed: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +82,9 @@ def relabel(
         used = {f"{OPENAI}:{llm}": llm.usage.to_json() for llm in llms}
     names = [judge.name for judge in judges]
     seeds = [pair["doc_id"] for pair in pairs]
+    if wanted.keep_seed is None:
+        own = all(pair["generator"].startswith(f"{EXTRACT}:") for pair in pairs)
+        wanted = replace(wanted, keep_seed=own)
     judged = [
         _judged(question, seed, names, [by_id[question.id] for by_id in scores], wanted)
         for question, seed in zip(questions, seeds, strict=True)

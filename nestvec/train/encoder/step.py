@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from nestvec.engine.encoders import Encoder, load_encoder
 from nestvec.engine.encoders.static import TEXT
 from nestvec.engine.progress import Progress, silent
 from nestvec.engine.storage.files import new_directory, new_file
 from nestvec.errors import InvalidInput, MissingDependency
-from nestvec.train.encoder.tables import Passage, rows
+from nestvec.train.encoder.held_out import HeldOut
+from nestvec.train.encoder.tables import Passage, rows, summaries
 from nestvec.train.files import digest_of, find_table
 
 if TYPE_CHECKING:
@@ -112,8 +112,8 @@ def train(
     if table is None:
         raise InvalidInput(f"{folder} has no table 'triples': run `nestvec train encoder relabel` first")
     asked = {"settings": asdict(wanted), "triples": digest_of(table)}
-    target = out or folder / ENCODER
-    return fit(target, read_triples(folder), wanted, asked, scratch=folder, progress=progress)
+    target, data = out or folder / ENCODER, {"triples": digest_of(table), "steps": summaries(folder)}
+    return fit(target, read_triples(folder), wanted, asked, data=data, scratch=folder, progress=progress)
 
 
 def fit(
@@ -122,10 +122,12 @@ def fit(
     wanted: Training,
     asked: Mapping[str, Any],
     *,
+    data: Mapping[str, Any],
     scratch: Path,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train on `triples` and write the encoder into `out`; `asked` tells this training from others in `scratch`.
+    """Train on `triples` and write the encoder into `out`; `asked` tells this training from others in `scratch`, `data`
+    stands in the encoder's card.
 
     Returns the summary, which is also train.json in `scratch`. Raises as `train` does.
     """
@@ -135,30 +137,37 @@ def fit(
     done = _finished(scratch, asked, out)
     if done is not None:
         return done
-    learned, held_out = split(triples, wanted)
+    learned, held_back = split(triples, wanted)
+    held_out = HeldOut([_formed(triple, wanted, len(triple.negatives)) for triple in held_back])
     started = time.process_time()
     tower = open_tower(wanted.tower)
     start = tower.state()
-    before = held_out_score(tower, held_out, wanted)
+    before = held_out.by_prefix(tower)
     run, optimizer, best = _resumed(tower, scratch, asked, wanted)
     steps = Steps(learned, wanted, tower.batch if wanted.batch is None else wanted.batch)
     _loop(tower, optimizer, steps, run, best, held_out, wanted, scratch, asked, progress)
     tower.restore(mixed(start, tower.state(), wanted.keep))
-    after = held_out_score(tower, held_out, wanted)
+    new_directory(out, parents=True)
+    card: dict[str, Any] = {"made_by": "nestvec train", "recipe": asdict(wanted)}
+    card["data"] = {**data, "learned": len(learned), "held_out": len(held_back)}
+
+    def measured() -> dict[str, Any]:
+        card["evaluation"] = {**held_out.facts(), "before": before, "after": held_out.by_prefix(tower)}
+        return card
+
+    encoder = tower.write(out, templates(wanted), measured)
+    full = tower.granularities[-1]
     summary = {
         "tower": wanted.tower,
         "triples": len(learned),
-        "held_out": len(held_out),
+        "held_out": len(held_back),
         "steps": run.step,
         "steps_planned": steps.total,
-        "nDCG@10 before": round(before, 4),
-        "nDCG@10 after": round(after, 4),
+        "nDCG@10 before": before[full]["nDCG@10"],
+        "nDCG@10 after": card["evaluation"]["after"][full]["nDCG@10"],
         "cpu_seconds": round(time.process_time() - started, 1),
+        "encoder": encoder,
     }
-    new_directory(out, parents=True)
-    card = {"made_by": "nestvec train", "data": {"triples": asked.get("triples"), "count": len(learned)}}
-    card |= {"recipe": asdict(wanted), "scores": {key: value for key, value in summary.items() if "nDCG" in key}}
-    summary["encoder"] = tower.write(out, templates(wanted), card)
     with new_file(scratch / SUMMARY) as file:
         file.write(json.dumps({"asked": asked, "out": str(out), "summary": summary}, indent=1).encode() + b"\n")
     (scratch / CHECKPOINT).unlink(missing_ok=True)
@@ -174,7 +183,8 @@ def templates(wanted: Training) -> dict[str, str]:
 
 
 def split(triples: Sequence[Triple], wanted: Training) -> tuple[list[Triple], list[Triple]]:
-    """(to learn from, held out): all triples of a query, or of a positive, fall on one side as far as can be told."""
+    """(to learn from, held out): all triples of a query fall on one side. A text may stand on both, as in a corpus that
+    is asked something new."""
     order = np.random.default_rng([wanted.seed, 1]).permutation(len(triples))
     count = min(_HELD_OUT_MOST, max(1, int(len(triples) * wanted.held_out)))
     if len(triples) - count < 2:
@@ -210,7 +220,7 @@ def _loop(
     steps: Steps,
     run: Run,
     best: Arrays,
-    held_out: Sequence[Triple],
+    held_out: HeldOut,
     wanted: Training,
     scratch: Path,
     asked: Mapping[str, Any],
@@ -233,7 +243,7 @@ def _loop(
         progress("train", run.step, steps.total)
         if run.step % steps.check_every and run.step < steps.total:
             continue
-        score = held_out_score(tower, held_out, wanted)
+        score = held_out.score(tower)
         run.held_out.append(score)
         if score > run.best:
             run.best, run.since_best, best = score, 0, tower.state()
@@ -309,29 +319,6 @@ def _teacher(batch: Sequence[Triple], k: int) -> torch.Tensor | None:
         return None
     scores = torch.tensor([triple.teacher[: 1 + k] for triple in batch])
     return scores / scores.std().clamp_min(1e-6)
-
-
-def held_out_score(tower: Tower, held_out: Sequence[Triple], wanted: Training) -> float:
-    """nDCG@10 of the held-out queries, each with one right text, among all their positives and negatives."""
-    import torch
-    from torch.nn.functional import normalize
-
-    formed = [_formed(triple, wanted, len(triple.negatives)) for triple in held_out]
-    texts = list(dict.fromkeys(text for _, documents in formed for text in documents))
-    places = {text: place for place, text in enumerate(texts)}
-    with torch.no_grad():
-        queries = normalize(_blocks(tower, [query for query, _ in formed]), dim=1)
-        documents = normalize(_blocks(tower, texts), dim=1)
-        scores = queries @ documents.T
-        right = scores[torch.arange(len(formed)), torch.tensor([places[each[0]] for _, each in formed])]
-        ranks: npt.NDArray[np.int64] = (scores > right[:, None]).sum(1).cpu().numpy()
-    return float(np.where(ranks < 10, 1 / np.log2(ranks + 2.0), 0).mean())
-
-
-def _blocks(tower: Tower, texts: Sequence[str], size: int = 256) -> torch.Tensor:
-    import torch
-
-    return torch.cat([tower.vectors(texts[start : start + size]) for start in range(0, len(texts), size)])
 
 
 def _schedule(step: int, total: int) -> float:

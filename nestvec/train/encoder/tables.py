@@ -25,6 +25,8 @@ from nestvec.errors import InvalidInput
 from nestvec.train.files import Columns, Row, digest_of, find_table, read_table, write_table
 
 FORMAT = 1
+STEPS = ("generate", "mine", "relabel")
+"""Those that make the tables, in order."""
 TABLES: dict[str, Columns] = {
     "passages": {"doc_id": "text", "title": "text", "text": "text"},
     "pairs": {
@@ -138,6 +140,17 @@ class Step:
                 raise InvalidInput(f"{self.folder} has no table {table!r}: run the step that makes it first")
             read[table] = digest_of(path)
         return {"format": FORMAT, "settings": json.loads(json.dumps(dict(self.settings))), "read": read}
+
+
+def summaries(folder: Path) -> dict[str, Any]:
+    """What each step that was done in `folder` was asked for, and what it said: {step: {settings, summary}}."""
+    found = {}
+    for name in STEPS:
+        path = folder / f"{name}.json"
+        if path.is_file():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            found[name] = {"settings": kept["asked"]["settings"], "summary": kept["summary"]}
+    return found
 
 
 def run_folder(folder: Path) -> Path:

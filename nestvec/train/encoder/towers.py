@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from nestvec.index.granularity import default_granularities
 STATIC = "static"
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 Arrays = dict[str, Tensor]
+Card = Callable[[], Mapping[str, Any]]
 _UNKNOWN_WEIGHT = 1e-4  # of a mean row: too little to matter beside a known word piece
 
 
@@ -48,8 +49,9 @@ class Tower(Protocol):
     def restore(self, state: Arrays) -> None:
         """Go back to a `state`."""
 
-    def write(self, folder: Path, templates: Mapping[str, str], card: Mapping[str, Any]) -> str:
-        """Write an encoder into `folder`. Returns the name by which it is loaded."""
+    def write(self, folder: Path, templates: Mapping[str, str], card: Card) -> str:
+        """Write an encoder into `folder`. The weights are then those that were written, and `card` is called only when
+        they are: it may measure them. Returns the name by which the encoder is loaded."""
 
 
 class StaticTower:
@@ -112,35 +114,23 @@ class StaticTower:
             unknown = self._rows[self._tokenizer.token_to_id(static.UNKNOWN)]
             unknown *= weight * self._rows.norm(dim=1).mean() / unknown.norm()
 
-    def write(self, folder: Path, templates: Mapping[str, str], card: Mapping[str, Any]) -> str:
-        """The four files of a static encoder. Returns `static:FOLDER`."""
+    def write(self, folder: Path, templates: Mapping[str, str], card: Card) -> str:
+        """The four files of a static encoder, the card last. Returns `static:FOLDER`."""
+        new_directory(folder, parents=True)
         self.mute(_UNKNOWN_WEIGHT)
-        rows = self._rows.detach().numpy()
-        write_static(folder, self._tokenizer, rows, self.granularities, templates, card)
+        packed, scales = static.pack(self._rows.detach().numpy())
+        self.restore({"rows": torch.from_numpy(static.unpack(packed, scales))})
+        fields = {"format": static.FORMAT, "granularities": list(self.granularities), "templates": dict(templates)}
+        contents = {
+            static.TOKENIZER: self._tokenizer.to_str().encode(),
+            static.MATRIX: _npy(packed),
+            static.SCALES: _npy(scales),
+            static.CARD: json.dumps({**fields, **card()}, indent=1, ensure_ascii=False).encode() + b"\n",
+        }
+        for name, content in contents.items():
+            with new_file(folder / name) as file:
+                file.write(content)
         return f"{STATIC}:{folder}"
-
-
-def write_static(
-    folder: Path,
-    tokenizer: Tokenizer,
-    rows: npt.NDArray[np.float32],
-    granularities: Sequence[int],
-    templates: Mapping[str, str],
-    card: Mapping[str, Any],
-) -> None:
-    """Pack rows f32 [tokens, dims] to 4 bits and write them with the tokenizer and the card, the card last."""
-    new_directory(folder, parents=True)
-    packed, scales = static.pack(rows)
-    fields = {"format": static.FORMAT, "granularities": list(granularities), "templates": dict(templates), **card}
-    contents = {
-        static.TOKENIZER: tokenizer.to_str().encode(),
-        static.MATRIX: _npy(packed),
-        static.SCALES: _npy(scales),
-        static.CARD: json.dumps(fields, indent=1, ensure_ascii=False).encode() + b"\n",
-    }
-    for name, content in contents.items():
-        with new_file(folder / name) as file:
-            file.write(content)
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:
@@ -189,12 +179,12 @@ class TransformerTower:
         """Take the weights of `state`."""
         self._model.load_state_dict(state)
 
-    def write(self, folder: Path, templates: Mapping[str, str], card: Mapping[str, Any]) -> str:
+    def write(self, folder: Path, templates: Mapping[str, str], card: Card) -> str:
         """The model as sentence-transformers saves it, with the templates as its prompts, and the card."""
         self._model.eval()
         self._model.prompts = {role: template.partition(static.TEXT)[0] for role, template in templates.items()}
         self._model.save(str(folder), create_model_card=False)
-        fields = {"matryoshka_dims": list(self.granularities), "templates": dict(templates), **card}
+        fields = {"matryoshka_dims": list(self.granularities), "templates": dict(templates), **card()}
         with new_file(folder / "card.json") as file:
             file.write(json.dumps(fields, indent=1, ensure_ascii=False).encode() + b"\n")
         return f"{SENTENCE_TRANSFORMERS}:{folder}?granularities={','.join(map(str, self.granularities))}"

@@ -1,0 +1,69 @@
+"""How well a tower ranks what was held out of its training: the evaluation that stands in an encoder's card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+    from nestvec.train.encoder.towers import Tower
+
+Formed = Sequence[tuple[str, Sequence[str]]]
+"""(query, [its positive, its hard negatives...]) of each held-out triple, as the tower reads them."""
+_AT_ONCE = 256
+_BEST = 10
+_ROUNDING = 1e-6
+"""Of a cosine: a text of the same words as the right one is not before it."""
+
+
+class HeldOut:
+    """Held-out queries, each with one right text, to be found among all their positives and negatives."""
+
+    def __init__(self, formed: Formed) -> None:
+        self._queries = [query for query, _ in formed]
+        self._texts = list(dict.fromkeys(text for _, texts in formed for text in texts))
+        places = {text: place for place, text in enumerate(self._texts)}
+        self._right = [places[texts[0]] for _, texts in formed]
+
+    def score(self, tower: Tower) -> float:
+        """nDCG@10 at full width."""
+        return self._measured(tower, tower.granularities[-1:])[tower.granularities[-1]]["nDCG@10"]
+
+    def by_prefix(self, tower: Tower) -> dict[int, dict[str, float]]:
+        """nDCG@10 and R@10 of each of the tower's prefix lengths, to four places."""
+        found = self._measured(tower, tower.granularities)
+        return {dims: {name: round(value, 4) for name, value in each.items()} for dims, each in found.items()}
+
+    def facts(self) -> dict[str, int]:
+        """How much is asked, and of how many texts."""
+        return {"queries": len(self._queries), "texts": len(self._texts)}
+
+    def _measured(self, tower: Tower, widths: Sequence[int]) -> dict[int, dict[str, float]]:
+        import torch
+        from torch.nn.functional import normalize
+
+        with torch.no_grad():
+            queries, texts = _vectors(tower, self._queries), _vectors(tower, self._texts)
+            found = {}
+            for dims in widths:
+                scores = normalize(queries[:, :dims], dim=1) @ normalize(texts[:, :dims], dim=1).T
+                right = scores[torch.arange(len(scores)), torch.tensor(self._right)]
+                found[dims] = _measures((scores > right[:, None] + _ROUNDING).sum(1).cpu().numpy())
+        return found
+
+
+def _measures(ranks: npt.NDArray[np.int64]) -> dict[str, float]:
+    """Of i64 [queries]: how many texts are nearer than the right one."""
+    gains = np.where(ranks < _BEST, 1 / np.log2(ranks + 2.0), 0)
+    return {"nDCG@10": float(gains.mean()), "R@10": float((ranks < _BEST).mean())}
+
+
+def _vectors(tower: Tower, texts: Sequence[str]) -> torch.Tensor:
+    import torch
+
+    return torch.cat([tower.vectors(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)])
