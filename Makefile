@@ -50,14 +50,14 @@ serve: $(RUN)  ## serve $(DB) on loopback
 crash: $(STAMP)  ## every fault suite in full: kills, failing calls, power cuts, damage, full disks (1 hour)
 	NESTVEC_FAULTS=long $(BIN)/python -m pytest tests/faults tests/crash tests/property tests/stores tests/engine/test_races.py -s
 
-fuzz: $(STAMP)  ## atheris on every reader, then schemathesis (20 minutes and more)
+fuzz: $(STAMP)  ## atheris on every reader, then schemathesis (half an hour and more)
 	$(INSTALL) '.[dev,parquet,bench,eval,fuzz]'
 	$(BIN)/python tests/fuzz/all.py --seconds 120 --examples 100
 
 audit: $(STAMP)  ## bandit on our code; known holes in what we depend on (needs PyPI)
 	$(INSTALL) '.[dev,parquet,bench,eval,audit]'
 	$(BIN)/bandit -q -ll -r engine index server nestvec/cli nestvec/client nestvec/train nestvec/evaluation nestvec/errors.py benchmarks scripts
-	$(BIN)/pip-audit --skip-editable
+	$(BIN)/python scripts/audit.py
 
 # BASE= and QUERIES= are .npy files; without them vectors are made from text.
 BASED = $(if $(BASE),--base $(BASE) --queries $(QUERIES))

@@ -213,7 +213,9 @@ class Jobs:
             else:
                 self._finish(task, "cancelled", None, None)
         except Exception as error:
-            log.exception("job %d failed", task.id)
+            # Our own errors may quote a record, and are told by the job to those who may read it.
+            known = isinstance(error, NestvecError)
+            log.error("job %d failed: %s", task.id, type(error).__name__, exc_info=not known)
             self._finish(task, "failed", None, _told(error, self._ledger.path.parent))
 
     def _begin(self, id: int) -> bool:

@@ -77,7 +77,9 @@ def model_from(facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     """The model that `model_arrays` told. Raises Damaged, and MissingDependency without its library."""
     module = _STORES.get(facts["format"])
     if module is None or facts.get("version") != module.VERSION:
-        raise Damaged(f"{facts['format']} model", "it was written by another release of nestvec")
+        wanted = "a kind that it knows" if module is None else f"version {module.VERSION}"
+        reason = f"this release reads {wanted}, and this is version {facts.get('version')!r} of another release"
+        raise Damaged(f"{facts['format']} model", reason)
     model: Model = module.model_from(facts, arrays)
     return model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nestvec.engine.storage import files
@@ -50,15 +50,19 @@ class Spool:
         self._stack.close()
 
 
-def new_export(root: Path, format: str) -> Path:
-    """Where the next export goes; of the older ones the newest few are kept."""
-    home = files.new_directory(root / FOLDER)
-    kept = sorted(
-        (path for path in home.iterdir() if _EXPORT.fullmatch(path.name)), key=lambda path: path.stat().st_mtime
-    )
-    for path in kept[: max(0, len(kept) + 1 - KEPT_EXPORTS)]:
-        files.remove_file(path)
-    return home / f"{uuid.uuid4().hex}.{format}"
+@contextmanager
+def new_export(root: Path, format: str) -> Iterator[Path]:
+    """Where to write the next export; at the end it is among those that are kept, the newest few."""
+    with scratch(root / FOLDER, "export") as home:
+        path = home / f"{uuid.uuid4().hex}.{format}"
+        yield path
+        kept = sorted(
+            (old for old in (root / FOLDER).iterdir() if _EXPORT.fullmatch(old.name)),
+            key=lambda old: old.stat().st_mtime,
+        )
+        for old in kept[: max(0, len(kept) + 1 - KEPT_EXPORTS)]:
+            files.remove_file(old)
+        files.publish(path, root / FOLDER / path.name)
 
 
 def export_file(root: Path, name: str) -> Path:

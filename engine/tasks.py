@@ -80,8 +80,8 @@ def export(database: Database, collection: Collection, format: str, filter: Mapp
     """`Collection.export` into a file of the database, for `spool.export_file` to find by the result's "file"."""
 
     def work(progress: Progress) -> dict[str, Any]:
-        path = spool.new_export(database.path, format)
-        report = collection.export(path, format=format, filter=filter, progress=progress)
+        with spool.new_export(database.path, format) as path:
+            report = collection.export(path, format=format, filter=filter, progress=progress)
         return {"format": report.format, "rows": report.rows, "bytes": report.bytes, "file": path.name}
 
     return work

@@ -44,13 +44,23 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     sys.setswitchinterval(_SWITCH_SECONDS)
     before = {number: signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        # uvicorn closes them all when it stops
-        server.run([listener, *(listener.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))])
+        server.run(descriptors(listener))  # uvicorn closes them all when it stops
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if service.failure is not None:
         raise service.failure
+
+
+def descriptors(listener: socket.socket) -> list[socket.socket]:
+    """The listening socket and its duplicates, never blocking, not for a moment.
+
+    Whether it blocks is the open file's, shared by all duplicates in all processes. `dup` sets it as its own socket
+    object believes it to be, and one made from an inherited descriptor believes that it blocks: another worker, woken
+    for a connection that was taken meanwhile, then waited in `accept` with all that it served.
+    """
+    listener.setblocking(False)
+    return [listener, *(listener.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
 
 
 class _Server(uvicorn.Server):

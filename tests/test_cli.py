@@ -1,4 +1,4 @@
-"""The command line, run as users run it: as a process."""
+"""The command line, run as users run it: as a process. What imports, signals and pipes have a part in starts afresh."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import nursery
 import pytest
 
 Completed = subprocess.CompletedProcess[str]
@@ -36,7 +37,7 @@ def db(tmp_path: Path) -> Path:
 def cli(db: Path) -> Cli:
     def run(*arguments: str | Path, stdin: str | None = None) -> Completed:
         command = [*COMMAND, *map(str, arguments)]
-        return subprocess.run(command, env=environment(db), input=stdin, capture_output=True, text=True, timeout=60)
+        return nursery.run(command, env=environment(db), input=stdin)
 
     return run
 
@@ -390,9 +391,8 @@ def test_json_is_one_value_and_nothing_else(cli: Cli, world: dict[str, str], nam
 def test_a_reader_that_has_gone_causes_no_traceback(db: Path, world: dict[str, str], name: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    with os.fdopen(writer, "w") as gone:
-        command = [*COMMAND, *filled(EVERY[name], world)]
-        done = subprocess.run(command, env=environment(db), stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60)
+    with os.fdopen(writer, "wb") as gone:
+        done = nursery.run([*COMMAND, *filled(EVERY[name], world)], env=environment(db), stdout=gone)
     assert "Traceback" not in done.stderr
     assert "Error" not in done.stderr
     assert done.returncode == 1
@@ -479,7 +479,7 @@ def test_ctrl_c_while_a_command_waits_is_quiet(db: Path, world: dict[str, str]) 
 
 def complete(db: Path, words: str) -> Completed:
     marks = {"_NESTVEC_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
-    return subprocess.run(COMMAND, env=environment(db) | marks, capture_output=True, text=True, timeout=60)
+    return nursery.run(COMMAND, env=environment(db) | marks)
 
 
 def test_tab_offers_commands_and_collections_and_is_silent_on_errors(db: Path, world: dict[str, str]) -> None:
@@ -537,8 +537,7 @@ def test_a_service_answers_as_the_directory_does(cli: Cli, db: Path, world: dict
             assert_one_line_error(refused, 1, "key")
             elsewhere = environment(db.parent / "absent") | {"NESTVEC_API_KEY": secret}
             for words, expected in zip(asked, here, strict=True):
-                command = [*COMMAND, *words, "--url", url]
-                done = subprocess.run(command, env=elsewhere, capture_output=True, text=True, timeout=60)
+                done = nursery.run([*COMMAND, *words, "--url", url], env=elsewhere)
                 assert done.stdout == expected, done.stderr
         finally:
             process.terminate()

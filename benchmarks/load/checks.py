@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 
@@ -36,7 +36,7 @@ class Report:
 
     def none(self, name: str, what: str, count: int) -> None:
         """There must be none of them."""
-        self._add(Check(name, what, count, "= 0", count == 0))
+        self._add(Check(name, what, count, "= 0", bool(count == 0)))
 
     def note(self, name: str, what: str, figure: float) -> None:
         """A figure without a bar."""
@@ -53,10 +53,10 @@ class Report:
                 "checks": [asdict(check) for check in self.checks]}  # fmt: skip
 
     def _verdict(self, cleared: bool, time: bool) -> bool | None:
-        return cleared if self.judge_times or not time else None
+        return bool(cleared) if self.judge_times or not time else None  # numpy's False is not False
 
     def _add(self, check: Check) -> None:
-        self.checks.append(check)
+        self.checks.append(replace(check, figure=float(check.figure)))
         verdict = {True: "pass", False: "FAIL", None: "-"}[check.passed]
         sys.stdout.write(f"{check.name:<4} {check.what:<58} {check.figure:>11,.4g} {check.bar:>12}  {verdict}\n")
         sys.stdout.flush()

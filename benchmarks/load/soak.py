@@ -104,7 +104,9 @@ def _judge(runner: Runner, gauges: Gauges, minutes: float) -> None:
         report.note("L9", "slope of memory, % an hour (too short to judge)", slope * 100)
     late = memory[seconds >= 0.8 * seconds[-1]]
     first = memory[warm][: max(1, len(late))]
-    report.most("L9", "growth of memory after warming up, %", (np.median(late) / np.median(first) - 1) * 100, 10)
+    growth = np.median(late) / np.median(first) - 1
+    report.note("L9", "memory at the end, MiB", np.median(late) / _MIB)
+    report.most("L9", "growth of memory after warming up, %", growth * 100, 10, time=True)  # few rows: as in L4
     report.most(
         "L9",
         "descriptors more than after warming up",

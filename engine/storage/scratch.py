@@ -54,6 +54,9 @@ def _claim(parent: Path, what: str) -> tuple[Path, FileLock]:
 
 def _sweep(parent: Path) -> None:
     for path in parent.glob("tmp-*"):
+        if not path.is_dir():  # of an export by a release that wrote them beside each other, killed meanwhile
+            files.remove_file(path)
+            continue
         owner = FileLock(path / _LOCK)
         if owner.try_acquire():
             files.remove_tree(path)

@@ -107,3 +107,12 @@ def test_a_slice_of_the_suite_passes(tmp_path: Path) -> None:
     assert told["passed"]
     assert {check["name"] for check in told["checks"]} == {f"L{i}" for i in range(1, 9)}
     assert told["overload"]["refused"] > 0
+
+
+def test_a_figure_of_numpy_that_misses_its_bar_fails_and_is_plain_json() -> None:
+    report = Report(judge_times=True)
+    report.most("L9", "growth, %", np.float64(20), 10)
+    report.least("L9", "goodput", np.float32(0.5), 0.8, time=True)
+    report.none("L9", "lost", np.int64(0))
+    assert [check.what for check in report.failed] == ["growth, %", "goodput"]
+    assert json.loads(json.dumps(report.to_json()))["passed"] is False

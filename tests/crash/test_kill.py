@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import nursery
 import pytest
 
 import nestvec
@@ -146,11 +146,11 @@ def test_a_kill_leaves_the_old_or_the_new_state_whole(tmp_path: Path, verb: str,
     path = tmp_path / "db"
     kept = prepare(path, verb)
     arguments = [sys.executable, "-c", CHILD, str(path), verb]
-    child = subprocess.run(arguments, env=os.environ | {"NESTVEC_CRASH_AT": point}, capture_output=True, check=False)
-    assert child.returncode == -9, child.stderr.decode()
+    child = nursery.run(arguments, env=os.environ | {"NESTVEC_CRASH_AT": point})
+    assert child.returncode == -9, child.stderr
     check(path, kept, verb)
     if verb in ("seal", "compact"):
-        subprocess.run(arguments, capture_output=True, check=True)
+        assert nursery.run(arguments).returncode == 0
         check(path, kept, verb)
 
 

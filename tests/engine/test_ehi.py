@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import nursery
 import pytest
 from crc32c import crc32c
 from numpy.typing import NDArray
@@ -446,10 +446,8 @@ def test_a_kill_at_any_point_of_an_install_leaves_old_or_new(vectors: F32, tmp_p
         path = tmp_path / point
         shutil.copytree(tmp_path / "db", path)
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        killed = subprocess.run(
-            [sys.executable, "-c", CRASH, str(path), str(tmp_path / "tree.npz"), point],
-            env=environment, timeout=120, check=False,
-        )  # fmt: skip
+        command = [sys.executable, "-c", CRASH, str(path), str(tmp_path / "tree.npz"), point]
+        killed = nursery.run(command, env=environment, timeout=120)
         assert killed.returncode == -9, point
         with nestvec.open(path) as database:
             collection = database.collection("c")

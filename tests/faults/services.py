@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import re
 import signal
@@ -11,8 +13,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
-
-import httpx
 
 
 @dataclass
@@ -52,10 +52,19 @@ class Served:
 
     def ready(self) -> bool:
         """Whether a worker says so."""
-        try:
-            return httpx.get(self.url + "/readyz").json() == {"status": "ok"}
-        except (httpx.HTTPError, ValueError):
-            return False
+        return is_ready(self.url)
+
+
+def is_ready(url: str) -> bool:
+    """Whether /readyz says ok. Asked often, so without a client that costs more to make than the answer."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    try:
+        connection.request("GET", "/readyz")
+        return bool(json.loads(connection.getresponse().read()) == {"status": "ok"})
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
 
 
 def _alive(pid: int) -> bool:

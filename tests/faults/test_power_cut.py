@@ -139,4 +139,4 @@ def test_a_power_cut_leaves_the_old_state_or_the_new_one(name: str, memory: Path
 def test_a_disk_that_does_not_sync_is_found_out(lying: str, memory: Path) -> None:
     """The check can fail: without syncs there are states that no recovery can mend."""
     with pytest.raises(AssertionError, match="cut after"):
-        run("compact", memory, lying, 3000)
+        run("compact", memory, lying, 150)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faultlib import SEED, ClientLog, Model, Request, amount, check_tidy, match, patience, random_request, record_of
-from services import start
+from services import Served, start
 
 import nestvec
 
@@ -19,10 +19,10 @@ CLIENTS = 4
 KILLS = amount(3, 100)
 
 
-def load(address: str, log: Path, seed: int, who: int) -> None:
-    """One client: writes and deletes its own ids until nobody answers."""
+def load(address: str, log: Path, seed: int, who: int, said: dict[int, list[str]]) -> None:
+    """One client: writes and deletes its own ids until nobody answers. What was refused is absent, and it goes on."""
     rng, client, version = np.random.default_rng(seed), ClientLog(log), 1 + seed * 100_000
-    with nestvec.Client(address) as service:
+    with nestvec.Client(address, timeout=100) as service:
         collection = service.collection("c")
         while True:
             version += 20
@@ -33,14 +33,22 @@ def load(address: str, log: Path, seed: int, who: int) -> None:
                     collection.upsert([record_of(id, number) for id, number in request])
                 else:
                     collection.delete([id for id, _ in request])
-            except nestvec.NestvecError:
-                return
-            client.acknowledged()
-            if who == 0 and rng.random() < 0.05:
-                try:
+                client.acknowledged()
+                if who == 0 and rng.random() < 0.05:
                     collection.seal()
-                except nestvec.NestvecError:
-                    return
+            except nestvec.Busy as refusal:
+                said[who].append(repr(refusal))
+            except nestvec.NestvecError as error:
+                said[who].append(f"ended by {error!r}")
+                return
+
+
+def state(service: Served, logs: list[Path], said: dict[int, list[str]]) -> str:
+    """What a live service has done for each client, and what it logged."""
+    done = [log.read_text().count("acknowledged") if log.exists() else 0 for log in logs]
+    refused = {who: (len(words), words[-1:]) for who, words in said.items()}
+    service.kill_all()
+    return f"acknowledged {done}, refused {refused}, log {service.log.read_text()[-3000:]}"
 
 
 @pytest.mark.timeout(3000)
@@ -55,16 +63,19 @@ def test_a_killed_service_loses_nothing(tmp_path: Path) -> None:
         service = start(path, workers=1 + kill % 2)
         slowest = max(slowest, time.monotonic() - begun)
         logs = [tmp_path / f"log{kill}-{who}" for who in range(CLIENTS)]
+        said: dict[int, list[str]] = {who: [] for who in range(CLIENTS)}
         threads = [
-            threading.Thread(target=load, args=(service.url, log, SEED * 1000 + kill * CLIENTS + who, who))
+            threading.Thread(target=load, args=(service.url, log, SEED * 1000 + kill * CLIENTS + who, who, said))
             for who, log in enumerate(logs)
         ]
         for thread in threads:
             thread.start()
         while not all(log.exists() and "acknowledged" in log.read_text() for log in logs):
-            assert time.monotonic() < begun + 120
-            time.sleep(0.01)
+            in_time = all(thread.is_alive() for thread in threads) and time.monotonic() < begun + 120
+            assert in_time, f"after {kill} kills some client has no answer: {state(service, logs, said)}"
+            time.sleep(0.05)
         time.sleep(rng.exponential(0.5))
+        assert all(thread.is_alive() for thread in threads), state(service, logs, said)
         service.kill_all()
         for thread in threads:
             thread.join()

@@ -20,7 +20,9 @@ from tests.server.conftest import serve_in_thread, vectors
 
 CANARY = "canary7f3a"
 SECONDS = 2.0
-"""What an answer may take here. Alone it is 100 ms: `test_a_refusal_is_quick` holds the median to that."""
+"""What an answer may take where others use the machine too."""
+QUICK = 0.1
+"""What it may take alone."""
 V = "[" + ",".join(["0.5"] * 8) + "]"
 RIGHT = '{"vector":' + V + "}"
 C = "/v1/collections/docs"
@@ -295,14 +297,19 @@ def test_a_bad_input_is_refused_as_documented(service: Service, name: str) -> No
     assert seconds < SECONDS
 
 
-def test_a_refusal_is_quick(service: Service) -> None:
-    taken = []
-    for method, path, body, _ in CASES.values():
-        started = time.perf_counter()
-        ask(service[1], method, path, body)
-        taken.append(time.perf_counter() - started)
-    assert len(taken) >= 150
-    assert sorted(taken)[len(taken) // 2] < 0.1
+def test_every_refusal_is_quick(service: Service) -> None:
+    """In processor time, the client's included, which is the time that it takes where nobody else computes: the best
+    of three, none of which waits."""
+    slow = {}
+    for name, (method, path, body, _) in CASES.items():
+        taken = []
+        for _ in range(3):
+            started = time.process_time()
+            ask(service[1], method, path, body)
+            taken.append(time.process_time() - started)
+        slow |= {name: min(taken)} if min(taken) >= QUICK else {}
+    assert len(CASES) >= 150
+    assert not slow
 
 
 @pytest.mark.parametrize("id", GOOD_IDS)

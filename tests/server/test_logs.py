@@ -95,6 +95,11 @@ def _visit(client: httpx.Client) -> None:
     client.put(
         base + "/records", content=b'{"records": [{"id": "canary-id"', headers={"Content-Type": "application/json"}
     )
+    bad = json.dumps({"id": "canary-id", "vector": [NUMBER], "payload": {"canary-field": "canary-value"}})
+    job = client.post(base + "/import", content=bad, headers={"Content-Type": "application/jsonl"}).json()["id"]
+    while (ended := client.get(f"/v1/jobs/{job}").json())["state"] != "failed":
+        assert time.monotonic() < deadline
+    assert "canary-id" in ended["error"]
     client.post(base + "/records/get", json={"ids": ["canary-id"]})
     client.post(base + "/records/delete", json={"ids": ["canary-id"]})
     client.post("/v1/embeddings", json={"model": "canary-model", "input": "canary input"})

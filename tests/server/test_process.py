@@ -13,8 +13,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from services import is_ready
 
 import nestvec
+from nestvec.server.process import descriptors
 
 START = """
 import sys
@@ -43,11 +45,9 @@ def free_port() -> str:
 def wait_ready(process: subprocess.Popen[str], url: str) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url + "/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
+        if is_ready(url):
+            return
+        time.sleep(0.02)
     process.kill()
     raise AssertionError(process.communicate()[1])
 
@@ -120,3 +120,23 @@ def test_a_stopping_service_says_so_first_and_finishes_what_it_began(tmp_path: P
     assert process.returncode == 0, log
     with nestvec.open(tmp_path / "db") as database:
         assert database.collection("c").count() == 1
+
+
+def test_a_worker_that_starts_never_makes_the_shared_socket_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another worker that is woken for a connection which is gone would wait for the next one, and serve nobody."""
+    believed = []
+    real = socket.socket.settimeout
+    monkeypatch.setattr(socket.socket, "settimeout", lambda own, to: (believed.append(to), real(own, to))[1])
+    with socket.create_server(("127.0.0.1", 0)) as shared:
+        shared.setblocking(False)
+        inherited = socket.socket(fileno=os.dup(shared.fileno()))
+        made = descriptors(inherited)
+        try:
+            assert len(made) > 1
+            assert None not in believed
+            assert not os.get_blocking(shared.fileno())
+            with pytest.raises(BlockingIOError):
+                shared.accept()
+        finally:
+            for one in made:
+                one.close()

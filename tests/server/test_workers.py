@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from services import is_ready
 
 import nestvec
 from nestvec.engine.record import Record
@@ -23,6 +24,8 @@ from nestvec.engine.storage import generation
 
 WORKERS = 4
 WRITES = 1000
+TRUST = httpx.create_ssl_context()
+"""Made once: it is the dear part of a client, and there are many here."""
 START = """
 import sys
 from nestvec.server.start import serve
@@ -51,7 +54,8 @@ class Running:
         port = answer.extensions["network_stream"].get_extra_info("client_addr")[1]
         for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
             fields = line.split()
-            if int(fields[2].split(":")[1], 16) == port:
+            ends = tuple(int(end.split(":")[1], 16) for end in fields[1:3])
+            if ends == (int(self.url.rsplit(":", 1)[1]), port):  # others use the client's port too, to other servers
                 return next(pid for pid in self.workers if _owns(pid, fields[9]))
         raise AssertionError(f"no connection from port {port}")
 
@@ -72,19 +76,11 @@ def start(path: Path, workers: int) -> Running:
         lines = log.read_text().splitlines()
         if lines and " on http" in lines[0]:
             running = Running(process, json.loads(lines[0])["event"].split(" on ")[1].split(" ")[0])
-            if ready(running):
+            if is_ready(running.url):
                 return running
         time.sleep(0.05)
     process.kill()
     raise AssertionError(log.read_text())
-
-
-def ready(running: Running) -> bool:
-    """Whether a worker answers."""
-    try:
-        return httpx.get(running.url + "/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +106,7 @@ def one_client_per_worker(running: Running, stack: ExitStack) -> list[httpx.Clie
     while len(found) < WORKERS:
         assert time.monotonic() < deadline, f"connections reached only {sorted(found)} of {running.workers}"
         # opened together: while one worker accepts, others get their turn
-        clients = [stack.enter_context(httpx.Client(base_url=running.url)) for _ in range(8)]
+        clients = [stack.enter_context(httpx.Client(base_url=running.url, verify=TRUST)) for _ in range(8)]
         for client in clients:
             found.setdefault(running.worker_of(client), client)
     return list(found.values())
@@ -163,7 +159,7 @@ def test_a_killed_worker_is_replaced_and_the_others_go_on(running: Running) -> N
     answers = []
     while len(running.workers) < WORKERS or before[0] in running.workers:
         assert time.monotonic() < deadline
-        answers.append(httpx.get(running.url + "/v1/collections/c/records/count").json())
+        answers.append(httpx.get(running.url + "/v1/collections/c/records/count", verify=TRUST).json())
     assert set(running.workers) >= set(before[1:])
     assert all(answer == {"count": WRITES} for answer in answers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -15,9 +16,13 @@ from crc32c import crc32c
 
 import nestvec
 from nestvec import Record
+from nestvec.engine.encoders import static
 from nestvec.engine.storage.sqlite import APPLICATION_ID
+from nestvec.index.ehi.router import Layer, Router
+from nestvec.index.ehi.tree import Tree
+from nestvec.index.quantize import kmeans
 
-HOME = "collections/000001"
+HOME, LEARNED = "collections/000001", "collections/000002"
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +32,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(2)
     with nestvec.open(path) as database:
         collection = database.create_collection("c", dims=8, metric="cosine", bm25=True)
-        collection.build([nestvec.Batch(0, None, rng.normal(size=(1200, 8)).astype(np.float32))], rotate="pca")
+        collection.build([nestvec.Batch(0, None, rng.normal(size=(6000, 8)).astype(np.float32))], rotate="pca")
         collection.upsert([Record("a", rng.normal(size=8), {"n": 1}, "text")])
         database.snapshot("c")
+        learned = database.create_collection("learned", dims=8, metric="dot")
+        rows = rng.normal(size=(1200, 8)).astype(np.float32)
+        learned.build([nestvec.Batch(0, None, rows)])
+        learned.install_tree(Tree(Router((20,), (Layer(kmeans(rows, 20, 5, 0), np.zeros(20, np.float32)),))))
         database.create_key("k", "read")
     return path
 
@@ -58,8 +67,8 @@ def test_every_file_says_what_it_is(whole: Path) -> None:
             assert says_what_it_is(file), file
             kinds[file.name] = file
     wanted = {"nestvec.json", "manifest.json", "database.sqlite", "catalog.sqlite", "vectors.bin", "codes.bin",
-              "rotation.bin"}  # fmt: skip
-    assert wanted <= set(kinds)
+              "rotation.bin", "head0_weights.bin"}  # fmt: skip
+    assert wanted <= set(kinds), set(kinds)
 
 
 def manifest(folder: str, table: str) -> Callable[[Path], None]:
@@ -71,6 +80,21 @@ def manifest(folder: str, table: str) -> Callable[[Path], None]:
         file.write_bytes(data)
         with writing(path / HOME / "catalog.sqlite") as connection:
             connection.execute(f"UPDATE {table} SET manifest_crc=?", (crc32c(data),))
+
+    return change
+
+
+def model(home: str) -> Callable[[Path], None]:
+    """A model of a newer kind in a generation whose files are as they are now."""
+
+    def change(path: Path) -> None:
+        for file in (path / home / "generations").glob("*/manifest.json"):
+            content = json.loads(file.read_bytes())
+            content["meta"]["facts"]["version"] = 9
+            data = json.dumps(content).encode()
+            file.write_bytes(data)
+            with writing(path / home / "catalog.sqlite") as connection:
+                connection.execute("UPDATE generation SET manifest_crc=?", (crc32c(data),))
 
     return change
 
@@ -117,6 +141,8 @@ NEWER = {
     "segment": manifest("segments", "segment"),
     "generation": manifest("generations", "generation"),
     "postings": manifest("postings", "postings"),
+    "model": model(HOME),
+    "learned tree": model(LEARNED),
     "snapshot": snapshot,
 }
 
@@ -138,10 +164,33 @@ def test_a_newer_file_is_refused_by_its_number(
                     database.restore(database.snapshots()[0].name, "copy")
                 said.append(str(refused.value))
             database.aliases()
-            database.collection("c").search(np.ones(8), k=1)
+            for name in ("c", "learned"):
+                assert len(database.collection(name).search(np.ones(8), k=1)) == 1
     except nestvec.Damaged as error:
         said.append(str(error))
     words = " ".join([*said, caplog.text])
-    assert "version 2" in words or "format 2" in words, words
+    assert re.search("version [29]|format 2", words), words
     assert "release" in words, words
     assert list(path.rglob("tmp-*")) == []
+
+
+def test_a_newer_calibration_is_as_good_as_none(whole: Path, tmp_path: Path) -> None:
+    path = tmp_path / "db"
+    shutil.copytree(whole, path)
+    with writing(path / HOME / "catalog.sqlite") as connection:
+        data = connection.execute("SELECT data FROM calibration").get
+        newer = json.dumps(json.loads(data) | {"version": 9}).encode()
+        connection.execute("UPDATE calibration SET data=?, crc=?", (newer, crc32c(newer)))
+    with nestvec.open(whole) as database:
+        assert database.collection("c").calibration() is not None
+    with nestvec.open(path) as database:
+        assert database.collection("c").calibration() is None
+        assert len(database.collection("c").search(np.ones(8), k=1, recall=0.9)) == 1
+
+
+def test_an_encoder_of_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
+    folder = shutil.copytree(static.DATA, tmp_path / "encoder")
+    card = folder / static.CARD
+    card.write_text(json.dumps(json.loads(card.read_bytes()) | {"format": static.FORMAT + 7}))
+    with pytest.raises(nestvec.Damaged, match=f"format {static.FORMAT}.*format {static.FORMAT + 7}"):
+        static.load(str(folder))
