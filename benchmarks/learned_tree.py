@@ -40,6 +40,8 @@ Route = Literal["soar", "ehi"]
 
 SHARES = (0.01, 0.02, 0.05, 0.1)
 HITS = 10
+TARGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)  # recall asked for
+LEVELS = (0.85, 0.9, 0.95, 0.98)  # of the nDCG@10 of exact search
 PROBES = (1, 2, 3, 5, 8, 13, 22, 36)
 MARGINS: dict[Route, tuple[float, ...]] = {
     "soar": (0.02, 0.05, 0.08, 0.12, 0.16, 0.22, 0.3),
@@ -228,6 +230,70 @@ def compare(
     return lines, reports
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Calibrated searches: (recall asked for, nDCG@10, queries per second) and nDCG@10 of exact search."""
+
+    way: str
+    points: list[tuple[float, float, float]]
+    exact: float
+
+    def at(self, quality: float) -> float:
+        """Queries per second at this nDCG@10, between the two points next to it; NaN where no point is as good."""
+        best: list[tuple[float, float]] = []
+        for _, ndcg_found, rate in sorted(self.points, key=lambda point: -point[2]):  # the fastest first
+            if not best or ndcg_found > best[-1][0]:
+                best.append((ndcg_found, rate))
+        found, rates = zip(*best, strict=True)
+        return float("nan") if quality > found[-1] else float(np.exp(np.interp(quality, found, np.log(rates))))
+
+
+def timed(
+    way: str, collection: Collection, learned: Floats, queries: Floats, grades: Sequence[dict[str, float]]
+) -> Speed:
+    """Searches in batches by recall target, the best of three runs, after a calibration on the `learned` queries."""
+    collection.calibrate(learned)
+
+    def quality(answers: Sequence[nestvec.Hits]) -> float:
+        found = zip(answers, grades, strict=True)
+        return float(np.mean([ndcg([hit.id for hit in hits.hits], judged) for hits, judged in found]))
+
+    points = []
+    for target in TARGETS:
+        rates = []
+        for _ in range(3):
+            started = time.perf_counter()
+            answers = collection.search_batch(queries, k=HITS, recall=target, with_payload=False)
+            rates.append(len(queries) / (time.perf_counter() - started))
+        points.append((target, quality(answers), max(rates)))
+    return Speed(way, points, quality(list(_asked(collection, queries, exact=True))))
+
+
+def race(
+    data: Judged, settings: TreeSettings, most: int, work: Path | None, said: Callable[[str], None]
+) -> list[Speed]:
+    """SOAR and a frozen tree over the same vectors, both calibrated, by queries per second at equal nDCG@10."""
+    asked, pairs = data.tested(most), data.pairs()
+    settings = replace(settings, mode="frozen", epochs=default_epochs(len(pairs))[1])
+    kept = None if work is None else work / f"{data.name}-frozen"
+    train = np.flatnonzero(data.train)
+    learned = data.queries[np.random.default_rng(2).choice(train, min(len(train), 1000), replace=False)]
+    grades = [data.grades[place] for place in asked]
+    with tempfile.TemporaryDirectory() as folder, nestvec.open(folder) as database:
+        soar = built(database, "soar", data, data.documents, settings.leaves, nested=True)
+        tree, _ = learn(soar, pairs, settings, folder=kept)
+        ways = (("SOAR", soar), ("EHI", built(database, "ehi", data, data.documents, tree, nested=True)))
+        found = [timed(way, collection, learned, data.queries[asked], grades) for way, collection in ways]
+    for speed in found:
+        for target, quality, rate in speed.points:
+            said(f"{data.name:8} {speed.way:5} recall target {target:4.2f}: nDCG@10 {quality:.3f}, {rate:8,.0f}/s")
+    for share in LEVELS:
+        quality = share * found[0].exact
+        rates = ", ".join(f"{speed.way} {speed.at(quality):,.0f}/s" for speed in found)
+        said(f"{data.name:8} at nDCG@10 {quality:.3f}, {share:.0%} of exact search: {rates}")
+    return found
+
+
 def row_of(name: str, line: Line) -> str:
     """One line of the table."""
     at = [line.at(share) for share in SHARES]
@@ -273,6 +339,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, help="keep trainings here: a run that was stopped goes on from there")
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--speed", action="store_true", help="instead: queries/s at equal nDCG@10, SOAR against a tree")
     chosen = parser.parse_args(arguments)
     settings = TreeSettings(tuple(int(each) for each in chosen.branches.split(",")), threads=chosen.threads)
     started = time.monotonic()
@@ -281,24 +348,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
-    say(
-        "nDCG@10 | recall of the exact 10 best, at "
-        + ", ".join(f"{share:.0%}" for share in SHARES)
-        + " of documents scored"
-    )
-    lines, reports = {}, {}
+    if not chosen.speed:
+        shares = ", ".join(f"{share:.0%}" for share in SHARES)
+        say(f"nDCG@10 | recall of the exact 10 best, at {shares} of documents scored")
+    lines, reports, speeds = {}, {}, {}
     for name in chosen.sets:
         if not (chosen.folder / name).is_dir():
             say(f"{name}: not there, skipped")
             continue
         data = read(chosen.folder / name, chosen.vectors, chosen.encoder)
-        lines[name], reports[name] = compare(data, settings, chosen.queries, chosen.work, say)
+        if chosen.speed:
+            speeds[name] = race(data, settings, chosen.queries, chosen.work, say)
+        else:
+            lines[name], reports[name] = compare(data, settings, chosen.queries, chosen.work, say)
     if chosen.plot is not None and lines:
         draw(chosen.plot, lines)
     result = {
         "machine": describe(),
         "seconds": round(time.monotonic() - started, 1),
         "lines": {name: [asdict(line) for line in found] for name, found in lines.items()},
+        "speeds": {name: [asdict(speed) for speed in found] for name, found in speeds.items()},
         "trainings": {name: [report.to_json() for report in found] for name, found in reports.items()},
     }
     say(json.dumps(result, default=float))

@@ -9,10 +9,14 @@ constexpr size_t kTogether = 4;  // queries of a batch that read the centroids t
 constexpr size_t kRowsAhead = 32;  // int8 rows fetched ahead
 constexpr size_t kTile = 128;  // centroids scored together: their codes lie one after another
 
+// How many numbers so many nodes take in whole tiles.
+inline size_t in_tiles(size_t nodes) { return (nodes + kTile - 1) / kTile * kTile; }
+
 struct Primitives {
-    // out[q][l] = sum over g, t of codes[tile][g][l in tile][t] * queries[q][4g + t]: `tiles` tiles of kTile centroids,
-    // 1..kTogether queries of 4 * groups bytes each, one after another; out is [count, tiles * kTile].
-    void (*centroid_dots)(const uint8_t* codes, size_t tiles, size_t groups, const int8_t* queries, size_t count,
+    // out[q][l] = sum over g, t of codes[tile][g][l in tile][t] * queries[q][4g + t] of the first `nodes` centroids of
+    // tiles of kTile, 1..kTogether queries of 4 * groups bytes each, one after another; out is [count, tiles * kTile],
+    // anything beyond the nodes.
+    void (*centroid_dots)(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* queries, size_t count,
                           int32_t* out);
 
     // The deficits (saturating sums of table entries) of every posting of `blocks` blocks. While block b is summed, the

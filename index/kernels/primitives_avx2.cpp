@@ -12,11 +12,11 @@
 namespace nestvec {
 namespace {
 
-NESTVEC_AVX2 void centroid_dots(const uint8_t* codes, size_t tiles, size_t groups, const int8_t* queries, size_t count,
+NESTVEC_AVX2 void centroid_dots(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* queries, size_t count,
                                 int32_t* out) {
     // 16-bit products: the bytes are unsigned and large, and pmaddubsw would saturate.
-    for (size_t q = 0; q < count; ++q, queries += 4 * groups)
-        for (size_t at = 0; at < tiles * kTile; at += 8, out += 8) {
+    for (size_t q = 0; q < count; ++q, queries += 4 * groups, out += in_tiles(nodes))
+        for (size_t at = 0; at < nodes; at += 8) {
             const uint8_t* from = codes + (at / kTile * groups * kTile + at % kTile) * 4;
             __m256i low = _mm256_setzero_si256(), high = low;
             for (size_t g = 0; g < groups; ++g, from += 4 * kTile) {
@@ -30,7 +30,7 @@ NESTVEC_AVX2 void centroid_dots(const uint8_t* codes, size_t tiles, size_t group
             }
             // hadd works inside 128-bit lanes: centroids 0 1 4 5 | 2 3 6 7.
             const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xD8);
-            _mm256_storeu_si256((__m256i*)out, sums);
+            _mm256_storeu_si256((__m256i*)(out + at), sums);
         }
 }
 

@@ -14,9 +14,9 @@ namespace {
 
 // kCount queries times 64 centroids: as many sums as stay in registers.
 template <size_t kCount>
-NESTVEC_AVX512 NESTVEC_INLINE void dots_together(const uint8_t* codes, size_t tiles, size_t groups,
+NESTVEC_AVX512 NESTVEC_INLINE void dots_together(const uint8_t* codes, size_t nodes, size_t groups,
                                                  const int8_t* queries, int32_t* out) {
-    for (size_t at = 0; at < tiles * kTile; at += 64) {
+    for (size_t at = 0; at < nodes; at += 64) {
         const uint8_t* from = codes + (at / kTile * groups * kTile + at % kTile) * 4;
         __m512i sums[kCount][4];
         for (auto& row : sums)
@@ -32,12 +32,12 @@ NESTVEC_AVX512 NESTVEC_INLINE void dots_together(const uint8_t* codes, size_t ti
             }
         }
         for (size_t q = 0; q < kCount; ++q)
-            for (size_t i = 0; i < 4; ++i) _mm512_storeu_si512(out + q * tiles * kTile + at + 16 * i, sums[q][i]);
+            for (size_t i = 0; i < 4; ++i) _mm512_storeu_si512(out + q * in_tiles(nodes) + at + 16 * i, sums[q][i]);
     }
 }
 
-NESTVEC_AVX512 void dots_one(const uint8_t* codes, size_t tiles, size_t groups, const int8_t* query, int32_t* out) {
-    for (size_t tile = 0; tile < tiles; ++tile, out += kTile) {
+NESTVEC_AVX512 void dots_one(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* query, int32_t* out) {
+    for (; nodes > kTile / 2; nodes -= std::min(nodes, kTile), out += kTile) {
         __m512i sums[8];
         for (__m512i& sum : sums) sum = _mm512_setzero_si512();
         for (size_t g = 0; g < groups; ++g, codes += 4 * kTile) {
@@ -49,17 +49,18 @@ NESTVEC_AVX512 void dots_one(const uint8_t* codes, size_t tiles, size_t groups, 
         }
         for (size_t i = 0; i < 8; ++i) _mm512_storeu_si512(out + 16 * i, sums[i]);
     }
+    if (nodes) dots_together<1>(codes, nodes, groups, query, out);  // of half a tile: a tree's smaller families
 }
 
-NESTVEC_AVX512 void dots_four(const uint8_t* codes, size_t tiles, size_t groups, const int8_t* queries, int32_t* out) {
-    dots_together<kTogether>(codes, tiles, groups, queries, out);
+NESTVEC_AVX512 void dots_four(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* queries, int32_t* out) {
+    dots_together<kTogether>(codes, nodes, groups, queries, out);
 }
 
-NESTVEC_AVX512 void centroid_dots(const uint8_t* codes, size_t tiles, size_t groups, const int8_t* queries,
+NESTVEC_AVX512 void centroid_dots(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* queries,
                                   size_t count, int32_t* out) {
-    if (count == kTogether) return dots_four(codes, tiles, groups, queries, out);
+    if (count == kTogether) return dots_four(codes, nodes, groups, queries, out);
     for (size_t q = 0; q < count; ++q)
-        dots_one(codes, tiles, groups, queries + 4 * q * groups, out + q * tiles * kTile);
+        dots_one(codes, nodes, groups, queries + 4 * q * groups, out + q * in_tiles(nodes));
 }
 
 NESTVEC_AVX512 NESTVEC_INLINE void block(const uint8_t* codes, size_t pairs, const uint8_t* table,

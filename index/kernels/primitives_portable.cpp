@@ -11,13 +11,14 @@
 namespace nestvec {
 namespace {
 
-void centroid_dots(const uint8_t* codes, size_t tiles, size_t groups, const int8_t* queries, size_t count, int32_t* out) {
-    std::fill(out, out + count * tiles * kTile, 0);
-    for (size_t tile = 0; tile < tiles; ++tile)
+void centroid_dots(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* queries, size_t count, int32_t* out) {
+    const size_t width = in_tiles(nodes);
+    std::fill(out, out + count * width, 0);
+    for (size_t at = 0; at < nodes; at += kTile)
         for (size_t g = 0; g < groups; ++g, codes += 4 * kTile)
             for (size_t q = 0; q < count; ++q) {
                 const int8_t* four = queries + (q * groups + g) * 4;
-                int32_t* sums = out + (q * tiles + tile) * kTile;
+                int32_t* sums = out + q * width + at;
                 for (size_t l = 0; l < kTile; ++l)
                     for (size_t t = 0; t < 4; ++t) sums[l] += int32_t(codes[4 * l + t]) * four[t];
             }

@@ -225,7 +225,7 @@ class Reach {
             coded[i] = with_row(rows_[at + i], [&](const auto* x) {
                 return code(x, task_.dims, centre_.data(), b.y.data(), b.bytes.data() + i * width_);
             });
-        avx512().centroid_dots(codes_.data(), tiles_, width_ / 4, b.bytes.data(), count, b.dots.data());
+        avx512().centroid_dots(codes_.data(), task_.count, width_ / 4, b.bytes.data(), count, b.dots.data());
         for (size_t i = 0; i < count; ++i) {
             size_t found = task_.count;
             if (coded[i].sure)

@@ -40,6 +40,22 @@ def rounded(values: Float32, most: int) -> Int64:
     return np.asarray(whole, np.int64)
 
 
+def exp_below(x: Float32) -> Float32:
+    """e^x of x <= 0, below -87 that of -87: Cephes' expf (netlib.org/cephes), each step rounded as kernels round it.
+
+    To 2 units in the last place: numpy's own exp is not the same bits everywhere.
+    """
+    x = np.maximum(x, np.float32(-87))
+    whole = np.float32(12582912)  # 1.5 * 2^23: adding it rounds to an integer
+    n = (x * np.float32(1.44269504) + whole) - whole
+    r = (x - n * np.float32(0.693359375)) - n * np.float32(-2.12194440e-4)
+    total = np.full_like(x, 1.9875691500e-4)
+    for term in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        total = total * r + np.float32(term)
+    powers: Float32 = np.ldexp((total * (r * r) + r) + np.float32(1), n.astype(np.int32))
+    return powers
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Layer:
     """codes u8 [nodes, inputs rounded up to 4]: weight / scale + 128, padding 128. bias f32 [nodes].
@@ -142,7 +158,8 @@ class Router:
             for parent in np.argsort(-level, kind="stable")[:width]:
                 logits = head.out(x, int(parent))
                 most = logits.max()
-                total = most + np.float32(np.log(sum_by_lanes(np.exp((logits - most).astype(np.float64))[None])[0]))
+                exps = exp_below(logits - most).astype(np.float64)
+                total = most + np.float32(np.log(sum_by_lanes(exps[None])[0]))
                 deeper[parent * head.siblings :][: head.siblings] = (level[parent] + logits) - total
             level = deeper
         return level

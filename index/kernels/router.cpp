@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "query.hpp"
@@ -22,7 +23,7 @@ Searcher::Input Searcher::read_in(const float* x, size_t n, const Layer& layer, 
 float Searcher::layer_out(const Layer& layer, size_t parent, const Input& input, Scratch& s, float* out) const {
     int32_t* dots = sized(s.dots, layer.tiles * kTile);
     const uint8_t* codes = layer.codes + parent * layer.tiles * layer.groups * kTile * 4;
-    primitives_.centroid_dots(codes, layer.tiles, layer.groups, s.query8.data(), 1, dots);
+    primitives_.centroid_dots(codes, layer.siblings, layer.groups, s.query8.data(), 1, dots);
     return primitives_.list_scores(dots, layer.siblings, input.shift, layer.half_scale * input.step,
                                    layer.bias + parent * layer.siblings, out);
 }
@@ -48,34 +49,65 @@ float Searcher::tree_scores(const float* vector, const Plan& plan, Scratch& s, f
     const Input input = read_in(seen, router.dims, root, s);
     const size_t levels = router.heads.size();
     if (levels == 1) return layer_out(root, 0, input, s, scores);
-    s.level.resize(root.nodes);
-    layer_out(root, 0, input, s, s.level.data());
+    size_t nodes = root.nodes;
+    float best = layer_out(root, 0, input, s, sized(s.level, nodes));
     for (size_t level = 1; level < levels; ++level) {
         const Layer& layer = router.heads[level];
-        const size_t below = model_.partitions / s.level.size();
+        const size_t below = model_.partitions / nodes;
         const size_t wanted = std::max(router.beam, (std::min(plan.probes, model_.partitions) + below - 1) / below);
-        const size_t width = std::min(wanted, s.level.size());
-        uint64_t* keys = sized(s.order, s.level.size());
-        for (size_t i = 0; i < s.level.size(); ++i) keys[i] = make_key(s.level[i], uint32_t(i));
-        if (width < s.level.size()) std::nth_element(keys, keys + width, keys + s.level.size());
-        s.below.assign(layer.nodes, -std::numeric_limits<float>::infinity());
+        const size_t width = std::min(wanted, nodes);
+        uint64_t* keys = sized(s.order, nodes);
+        for (size_t i = 0; i < nodes; ++i) keys[i] = make_key(s.level[i], uint32_t(i));
+        if (width < nodes) std::nth_element(keys, keys + width, keys + nodes);
+        float* found = level + 1 == levels ? scores : sized(s.below, layer.nodes);
+        best = -std::numeric_limits<float>::infinity();
+        std::fill_n(found, layer.nodes, best);
         for (size_t i = 0; i < width; ++i) {
             const size_t parent = uint32_t(keys[i]);
-            children(layer, parent, s.level[parent], input, s, s.below.data() + parent * layer.siblings);
+            best = std::max(best, children(layer, parent, s.level[parent], input, s, found + parent * layer.siblings));
         }
         s.level.swap(s.below);
+        nodes = layer.nodes;
     }
-    std::copy(s.level.begin(), s.level.end(), scores);
-    return *std::max_element(s.level.begin(), s.level.end());
+    return best;
 }
 
-// out[j] = the parent's score + the log-probability of its child j among its children.
-void Searcher::children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& s, float* out) const {
+namespace {
+
+// e^x of x <= 0 to 2 units in the last place, by steps that any instruction set rounds alike and the compiler takes
+// several at a time: Cephes' expf, the power of two by the bits of a sum. Below -87 that of -87.
+inline float exp_below(float x) {
+    constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the low bits
+    x = x < -87.0f ? -87.0f : x;
+    const float shifted = x * 1.44269504f + kWhole, n = shifted - kWhole;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        sum = sum * r + next;
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    bits = (bits << 23) + 0x3f800000u;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return ((sum * (r * r) + r) + 1.0f) * power;
+}
+
+inline void add_exps(const float* x, size_t n, float most, double* lanes) {
+    for (size_t i = 0; i < n; ++i) lanes[i] += double(exp_below(x[i] - most));
+}
+
+}  // namespace
+
+// out[j] = the parent's score + the log-probability of its child j among its children. The greatest.
+float Searcher::children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& s, float* out) const {
     const float most = layer_out(layer, parent, input, s, out);
     double lanes[kLanes] = {};
-    for (size_t j = 0; j < layer.siblings; ++j) lanes[j % kLanes] += std::exp(double(out[j] - most));
+    size_t j = 0;
+    for (; j + kLanes <= layer.siblings; j += kLanes) add_exps(out + j, kLanes, most, lanes);
+    add_exps(out + j, layer.siblings - j, most, lanes);
     const float total = most + float(std::log(add_pairwise(lanes)));
-    for (size_t j = 0; j < layer.siblings; ++j) out[j] = (score + out[j]) - total;
+    for (j = 0; j < layer.siblings; ++j) out[j] = (score + out[j]) - total;
+    return (score + most) - total;
 }
 
 // The keys of the lists to visit get the scores of their centroids: codes are of what a row has beyond its centroid.

@@ -81,7 +81,7 @@ bool Searcher::route(const float* vectors, size_t count, size_t k, const Plan& p
         std::fill(query8 + covered, query8 + padded, int8_t(0));
     }
     int32_t* dots = sized(s.dots, count * width);
-    primitives_.centroid_dots(model_.centroid_codes, model_.tiles, model_.groups, s.query8.data(), count, dots);
+    primitives_.centroid_dots(model_.centroid_codes, model_.partitions, model_.groups, s.query8.data(), count, dots);
     float* scores = sized(s.scores, width);
     for (size_t q = 0; q < count; ++q) {
         routes[q].best = primitives_.list_scores(dots + q * width, model_.partitions, shifts[q], scales[q],

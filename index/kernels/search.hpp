@@ -148,7 +148,7 @@ class Searcher {
     float layer_out(const Layer& layer, size_t parent, const Input& input, Scratch& scratch, float* out) const;
     const float* router_features(const float* vector, const Router& router, Scratch& scratch) const;
     float tree_scores(const float* vector, const Plan& plan, Scratch& scratch, float* scores) const;
-    void children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& scratch, float* out) const;
+    float children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& scratch, float* out) const;
     void rescore_lists(const float* vector, Scratch& scratch, Route& route) const;
     bool measure(const float* vector, Route& route) const;
     size_t list_keys(const float* scores, float least, size_t most, Scratch& scratch) const;

@@ -73,6 +73,14 @@ def test_the_best_leaves_are_those_of_the_whole_tree(router: Router) -> None:
     assert (half[:, 0] == wanted[:, 0]).mean() > 0.97
 
 
+def test_exponentials_of_the_kernels_are_exact_to_a_few_units() -> None:
+    from nestvec.index.kernels.reference_router import exp_below
+
+    x = np.concatenate((-np.geomspace(1e-7, 86.9, 5000), [0.0])).astype(F32)
+    np.testing.assert_allclose(exp_below(x), np.exp(x.astype(np.float64)), rtol=2.5e-7)
+    assert exp_below(np.array([-np.inf, -1e30, -88], F32)).tolist() == exp_below(np.full(3, -87, F32)).tolist()
+
+
 def test_a_beam_is_widened_until_it_reaches_as_many_leaves_as_are_wanted() -> None:
     router = tree_of((5, 7), beam=1)
     assert [router.width(0, wanted) for wanted in (1, 7, 8, 21, 35, 99)] == [1, 1, 2, 3, 5, 5]

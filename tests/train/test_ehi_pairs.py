@@ -110,10 +110,19 @@ def test_spherical_kmeans_finds_nearer_centres_than_it_started_with() -> None:
 
 def test_heads_of_two_levels_divide_each_node() -> None:
     rows = _vectors(1500)
-    heads = starting_heads(rows, (4, 8), 0, warm=True)
+    heads = starting_heads(rows, rows, (4, 8), 0, warm=True)
     assert [head.shape for head in heads] == [(4, 512), (32, 512)]
-    cold = starting_heads(rows, (4, 8), 0, warm=False)
+    cold = starting_heads(rows, rows, (4, 8), 0, warm=False)
     assert [head.shape for head in cold] == [(4, 512), (32, 512)]
+
+
+def test_heads_are_means_of_the_clusters_that_a_guide_sees() -> None:
+    rows, seen = _vectors(400), np.eye(4, dtype=np.float32)[np.arange(400) % 4]
+    (heads,) = starting_heads(seen, rows, (4,), 0, warm=True)
+    means = unit(np.stack([unit(rows[start::4]).sum(axis=0) for start in range(4)]))
+    cosines = heads @ means.T
+    assert len(set(cosines.argmax(axis=1).tolist())) >= 3  # k-means may start with two centres in one cluster
+    assert np.sort(cosines.max(axis=1))[-3:] == pytest.approx(1, abs=1e-5)
 
 
 def test_rows_are_filed_under_the_cap_where_most_want_one_leaf() -> None:

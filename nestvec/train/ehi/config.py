@@ -47,8 +47,10 @@ class TreeSettings:
     cap: the largest leaf, times the mean. epochs: over the pairs, for the router; the adapter takes `adapter_epochs`.
     refile: epochs between two assignments of all documents, when the held-out pairs are measured. patience: measures
     without a gain after which training stops. negatives: hard negatives of a query, from the leaves its beam reaches.
-    hidden: width of the adapter. features: width of the router's own hidden layer; 0: it is linear. warm: start from
-    spherical k-means. held_out: share of the queries that training never sees. rows: most documents that are looked at.
+    guide: batches that teach a second adapter, used for the start alone: leaves are k-means of what it makes of the
+    documents; 0: of the documents themselves. hidden: width of the adapter. features: width of the router's own hidden
+    layer; 0: it is linear. warm: start from spherical k-means. held_out: share of the queries that training never sees.
+    rows: most documents that are looked at.
     """
 
     branches: tuple[int, ...] = (256,)
@@ -61,6 +63,7 @@ class TreeSettings:
     batch: int = 512
     rate: float = 1e-3
     temperature: float = 0.05
+    guide: int = 160
     refile: int = 3
     patience: int = 3
     negatives: int = 0
@@ -78,11 +81,18 @@ class TreeSettings:
             raise InvalidInput(f"mode must be one of {', '.join(get_args(Mode))}; got {self.mode!r}")
         if not 1 <= len(self.branches) <= 4 or any(each < 2 for each in self.branches):
             raise InvalidInput(
-                "branches are one to four numbers of 2 or more, such as 256 or 16,16; got {self.branches}"
+                f"branches are one to four numbers of 2 or more, such as 256 or 16,16; got {self.branches}"
             )
         if self.leaves > 65536:
             raise InvalidInput(f"a tree has at most 65,536 leaves, got {self.leaves:,}")
-        for name, least in (("leaves_per_row", 1), ("epochs", 1), ("batch", 2), ("refile", 1), ("patience", 1)):
+        for name, least in (
+            ("leaves_per_row", 1),
+            ("epochs", 1),
+            ("batch", 2),
+            ("refile", 1),
+            ("patience", 1),
+            ("guide", 0),
+        ):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name, low, high in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _JUDGED_SHARES = (0.01, 0.02, 0.05)  # where few documents are scored, leaves matter most
 _DECAY = 0.01  # of the adapter's weights
+_GUIDE_TEMPERATURE = 0.2
 _MINED = "negatives"
 
 
@@ -55,8 +57,8 @@ class Fitted:
 def fit(examples: Examples, settings: TreeSettings, folder: Path | None = None, progress: Progress = silent) -> Fitted:
     """Train. With a folder each epoch is kept there, and a later call with the same arguments goes on.
 
-    `progress("adapter" or "router" or "joint", step, steps)`. The same examples, settings and threads give the same
-    tree. Raises InvalidInput where the folder holds another training.
+    `progress("adapter", "guide", "router" or "joint", step, steps)`. The same examples, settings and threads give the
+    same tree. Raises InvalidInput where the folder holds another training.
     """
     started = time.monotonic()
     state = State("") if folder is None else load(folder, _key(examples, settings))
@@ -97,10 +99,34 @@ class _Trainer:
             tensors = self._tensors(arrays)
             self.documents = adapt_all(tensors, examples.documents, examples.unit)
             self.queries = adapt_all(tensors, examples.queries, examples.unit)
-        arrays |= new_router(self.documents, settings)
-        joint = settings.mode == "joint"
-        learned = tuple(name for name in arrays if joint or not name.startswith("adapter"))
-        return self._phase("joint" if joint else "router", arrays, learned, settings.epochs)
+        name = "joint" if settings.mode == "joint" else "router"
+        guided = self._tree(name, arrays | self._start())
+        if not (settings.warm and settings.guide):
+            return guided
+        # A start that looks better may end worse: the tree that k-means starts is trained too, and the better one kept.
+        plain = self._tree(f"{name}, unguided", arrays | new_router(self.documents, self.documents, settings))
+        return max((name, guided), (f"{name}, unguided", plain), key=lambda each: self.state.best[each[0]])[1]
+
+    def _tree(self, name: str, arrays: Arrays) -> Arrays:
+        learned = tuple(each for each in arrays if name.startswith("joint") or not each.startswith("adapter"))
+        return self._phase(name, arrays, learned, self.settings.epochs)
+
+    def _start(self) -> Arrays:
+        """Weights of a router whose leaves are clusters of the documents as an adapter of its own sees them.
+
+        The guide brings together what is asked for together, more than an adapter may that must still tell the nearest
+        documents apart. A linear router follows most of it: its heads are the means of the documents themselves.
+        """
+        settings, dims = self.settings, self.documents.shape[1]
+        if not (settings.warm and settings.guide):
+            return new_router(self.documents, self.documents, settings)
+        epochs = math.ceil(settings.guide * settings.batch / max(settings.batch, len(self.examples.pairs)))
+        untaught = new_residual("adapter", dims, settings.hidden, settings.seed + 1)
+        guide = self._phase("guide", untaught, tuple(untaught), epochs)
+        return new_router(self._guided(self._tensors(guide)), self.documents, settings)
+
+    def _guided(self, tensors: dict[str, Tensor]) -> F32:
+        return adapt_all(tensors, self.documents, self.examples.unit)
 
     def judged(self, arrays: Arrays, mine: bool = False) -> tuple[Curve, Balance]:
         """The curve on the held-out pairs, and how even the leaves of all documents are; with new hard negatives."""
@@ -119,11 +145,13 @@ class _Trainer:
     def _phase(self, name: str, arrays: Arrays, learned: Sequence[str], epochs: int) -> Arrays:
         loss, measure = {
             "adapter": (self._adapter_loss, self._measure_adapter),
+            "guide": (self._guide_loss, self._measure_guide),
             "router": (self._router_loss, self._measure_router),
             "joint": (self._joint_loss, self._measure_router),
-        }[name]
-        decay = 0.0 if name == "router" else _DECAY
-        phase = Phase(name, tuple(learned), loss, measure, epochs, self.settings.refile, decay)
+        }[name.removesuffix(", unguided")]
+        decay = 0.0 if name.startswith("router") else _DECAY
+        every = epochs if name == "guide" else self.settings.refile
+        phase = Phase(name, tuple(learned), loss, measure, epochs, every, decay)
         return run_phase(phase, arrays, self.examples.pairs, self.settings, self.state, self.folder, self.progress)
 
     # Losses
@@ -131,6 +159,15 @@ class _Trainer:
     def _adapter_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
         rows, same = pairs[:, 1], self._same(pairs, pairs[:, 1])
         return self._semantic(*self._adapted(tensors, pairs, rows), same)
+
+    def _guide_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
+        from torch.nn.functional import normalize
+
+        queries, documents = (
+            normalize(adapted(tensors, self._rows(held, rows), self.examples.unit), dim=-1)
+            for held, rows in ((self.queries, pairs[:, 0]), (self.documents, pairs[:, 1]))
+        )
+        return losses.contrastive(queries @ documents.T / _GUIDE_TEMPERATURE, self._same(pairs, pairs[:, 1]))
 
     def _router_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
         rows = self._columns(pairs, random)
@@ -204,6 +241,11 @@ class _Trainer:
         asked = adapt_all(tensors, examples.queries[examples.held], examples.unit)
         found = exact_ndcg(documents, asked, examples.relevant)
         return found, {"exact": round(found, 4)}
+
+    def _measure_guide(self, tensors: dict[str, Tensor]) -> tuple[float, dict[str, Any]]:
+        """How good a tree it starts."""
+        heads = new_router(self._guided(tensors), self.documents, self.settings)
+        return self._measure_router(self._tensors(heads))
 
     def _measure_router(self, tensors: dict[str, Tensor]) -> tuple[float, dict[str, Any]]:
         found, balance = self.judged(to_arrays(tensors), mine=self.settings.negatives > 0)

@@ -36,9 +36,10 @@ def new_residual(name: str, dims: int, hidden: int, seed: int) -> Arrays:
     }
 
 
-def new_router(vectors: F32, settings: TreeSettings) -> Arrays:
-    """Weights of a router over vectors like f32 [n, dims]: SCALE times the cosine to the centres of k-means."""
-    heads = starting_heads(vectors, settings.branches, settings.seed, settings.warm)
+def new_router(guided: F32, vectors: F32, settings: TreeSettings) -> Arrays:
+    """Weights of a router over vectors like f32 [n, dims]: SCALE times the cosine to the means of clusters, found by
+    k-means of what a guide made of the same rows."""
+    heads = starting_heads(guided, vectors, settings.branches, settings.seed, settings.warm)
     made: Arrays = {}
     for level, centres in enumerate(heads):
         made[f"head{level}.weights"] = centres

@@ -1,4 +1,4 @@
-"""Where a router starts: spherical k-means, level by level."""
+"""Where a router starts: clusters by spherical k-means, level by level."""
 
 from __future__ import annotations
 
@@ -45,28 +45,36 @@ def nearest_centre(rows: F32, centres: F32) -> NDArray[np.int64]:
     return found
 
 
-def starting_heads(rows: F32, branches: Sequence[int], seed: int, warm: bool) -> list[F32]:
-    """One f32 [nodes of the level, d] for each level: centres of length 1, of each node's own rows below the first.
+def starting_heads(guided: F32, vectors: F32, branches: Sequence[int], seed: int, warm: bool) -> list[F32]:
+    """One f32 [nodes of the level, d] for each level: means, of length 1, of the vectors f32 [n, d] of each cluster.
 
-    `warm` False: random directions, for comparison.
+    Clusters are of the same rows as a guide sees them, `guided` f32 [n, e], and below the first level of each node's
+    own rows. `warm` False: random directions, for comparison.
     """
     random = np.random.default_rng(seed)
+    nodes = np.cumprod(branches).tolist()
+    if not warm:
+        return [unit(random.standard_normal((count, vectors.shape[1])).astype(np.float32)) for count in nodes]
     heads: list[F32] = []
-    groups = [np.arange(len(rows))]
+    groups = [np.arange(len(vectors))]
     for level, width in enumerate(branches):
-        if not warm:
-            heads.append(unit(random.standard_normal((len(groups) * width, rows.shape[1])).astype(np.float32)))
-            groups = [np.empty(0, np.int64)] * (len(groups) * width)
-            continue
         parts = []
         below: list[NDArray[np.int64]] = []
         for node, members in enumerate(groups):
             # A node with hardly any rows of its own divides a random sample instead: it still needs directions.
-            own = members if len(members) >= width else random.choice(len(rows), min(len(rows), 4 * width))
-            centres = spherical_kmeans(rows[own], width, seed + level * 100_003 + node)
-            parts.append(centres)
-            nearest = nearest_centre(rows[members], centres)
+            own = members if len(members) >= width else random.choice(len(vectors), min(len(vectors), 4 * width))
+            centres = spherical_kmeans(guided[own], width, seed + level * 100_003 + node)
+            parts.append(_means(unit(vectors[own]), nearest_centre(guided[own], centres), width))
+            nearest = nearest_centre(guided[members], centres)
             below += [members[nearest == child] for child in range(width)]
         heads.append(np.concatenate(parts))
         groups = below
     return heads
+
+
+def _means(rows: F32, cluster: NDArray[np.int64], clusters: int) -> F32:
+    """The mean direction of each cluster's rows; of all rows where it has none."""
+    sums = np.zeros((clusters, rows.shape[1]), np.float32)
+    np.add.at(sums, cluster, rows)
+    sums[np.bincount(cluster, minlength=clusters) == 0] = rows.sum(axis=0)
+    return unit(sums)
