@@ -33,6 +33,7 @@ from nestvec.errors import Damaged, NoSpace
 from nestvec.index import kernels
 
 BLOCK_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 21  # of a huge page: Linux keeps what is written in such pieces in huge pages, and maps it so
 
 
 disk = Disk()
@@ -52,6 +53,7 @@ class FileWriter:
         self._fd = disk.create(path)
         self._size, self._crc, self._block_crc = 0, 0, 0
         self._blocks: list[int] = []
+        self._pending = bytearray()  # less than a piece
 
     def append(self, data: NDArray[Any] | bytes) -> None:
         """Write the bytes of a contiguous array (or bytes) at the end."""
@@ -59,15 +61,32 @@ class FileWriter:
             view = memoryview(cast(Any, np.ascontiguousarray(data).reshape(-1).view(np.uint8)))
         else:
             view = memoryview(data)
+        self._put(view)
         while len(view):
             piece = view[: BLOCK_BYTES - self._size % BLOCK_BYTES]
-            self._write(piece)
             self._crc = crc32c(piece, self._crc)
             self._block_crc = crc32c(piece, self._block_crc)
             self._size += len(piece)
             if self._size % BLOCK_BYTES == 0:
                 self._close_block()
             view = view[len(piece) :]
+
+    def _put(self, view: memoryview) -> None:
+        """Write whole pieces, and keep the rest for later."""
+        room = _PIECE_BYTES - len(self._pending)
+        if self._pending and len(view) >= room:
+            self._pending += view[:room]
+            self._flush()
+            view = view[room:]
+        if not self._pending:
+            whole = len(view) - len(view) % _PIECE_BYTES
+            self._write(view[:whole])
+            view = view[whole:]
+        self._pending += view
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, bytearray()
+        self._write(memoryview(pending))
 
     def _write(self, piece: memoryview) -> None:
         while len(piece):
@@ -81,6 +100,7 @@ class FileWriter:
         """fsync and close; the entry to list in the manifest."""
         if self._size % BLOCK_BYTES:
             self._close_block()
+        self._flush()
         disk.fsync(self._fd)
         self.close()
         return FileEntry(self._path.name, self._size, self._crc, self._blocks)

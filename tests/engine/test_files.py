@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from crc32c import crc32c
 
 from nestvec.engine.sources import open_source
 from nestvec.engine.storage import files
@@ -65,3 +66,22 @@ def test_arrays_written_in_blocks_are_read_back_whole(tmp_path: Path) -> None:
     assert facts == {"a": 1}
     np.testing.assert_array_equal(arrays["rows"], rows)
     np.testing.assert_array_equal(arrays["more"], np.arange(3.0))
+
+
+@pytest.mark.parametrize(
+    "sizes", [(0, 1, 2), (1 << 21,), ((1 << 21) - 1, 1, 1), (3_000_001, 5, 6_500_000, 1 << 20, 77)]
+)
+def test_what_is_appended_in_any_pieces_is_in_the_file_with_its_checksums(
+    tmp_path: Path, sizes: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    pieces = [rng.integers(0, 256, size, np.uint8) for size in sizes]
+    writer = files.FileWriter(tmp_path / "file")
+    for piece in pieces:
+        writer.append(piece)
+    entry = writer.finish()
+    whole = np.concatenate(pieces).tobytes()
+    assert (tmp_path / "file").read_bytes() == whole
+    assert (entry.size, entry.crc32c) == files.checksum(tmp_path / "file") == (len(whole), crc32c(whole))
+    block = files.BLOCK_BYTES
+    assert entry.blocks == [crc32c(whole[start : start + block]) for start in range(0, len(whole), block)]
