@@ -74,7 +74,7 @@ class Candidates {
     }
 
     // The number of the key, in the order in which they came.
-    uint32_t add(uint64_t key, uint32_t deficit) {
+    NESTVEC_INLINE uint32_t add(uint64_t key, uint32_t deficit) {
         if (2 * (keys_.size() + 1) > slots_.size()) grow();
         Slot* slot = find(key);
         if (slot->epoch == epoch_) {

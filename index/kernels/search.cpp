@@ -203,20 +203,27 @@ void Searcher::scan_list(Query& query, size_t rank, size_t number) const {
     if (!s.candidates.enough()) admit(query);
 }
 
-// Adds what the list before found: by now the places of its rows, fetched then, have arrived.
-void Searcher::admit(Query& query) const {
+// Adds what the list before found: by now the places of its rows, fetched then, have arrived. `note` is told each of them.
+template <class Note>
+NESTVEC_INLINE void Searcher::admit_each(Query& query, const Note& note) const {
     Scratch& s = query.s;
     const Pending& pending = query.pending;
-    if (pending.found == 0) return;
     const Segment& segment = segments_[pending.segment];
     const uint64_t high = uint64_t(pending.segment) << 32;
     for (size_t i = 0; i < pending.found; ++i) {
         const uint32_t place = pending.places[s.pending_positions[i]], deficit = pending.offset + s.pending_deficits[i];
         if (deficit > s.candidates.limit() || (segment.allowed && !segment.allowed[segment.row(place)])) continue;
-        const uint32_t row = s.candidates.add(high | place, deficit);
-        if (query.recording) query.recording->touched.push_back({row, deficit, uint32_t(pending.rank)});
+        note(s.candidates.add(high | place, deficit), deficit);
     }
     query.pending.found = 0;
+}
+
+void Searcher::admit(Query& query) const {
+    if (query.pending.found == 0) return;
+    if (!query.recording) return admit_each(query, [](uint32_t, uint32_t) {});
+    admit_each(query, [&](uint32_t row, uint32_t deficit) {
+        query.recording->touched.push_back({row, deficit, uint32_t(query.pending.rank)});
+    });
 }
 
 // The addresses of all blocks to come, in order, shifted by kBlocksAhead: what to fetch while each is summed.
