@@ -275,7 +275,7 @@ def race(
     """SOAR and a frozen tree over the same vectors, both calibrated, by queries per second at equal nDCG@10."""
     asked, pairs = data.tested(most), data.pairs()
     settings = replace(settings, mode="frozen", epochs=default_epochs(len(pairs))[1])
-    kept = None if work is None else work / f"{data.name}-frozen"
+    kept = None if work is None else work / f"{data.name}-speed"
     train = np.flatnonzero(data.train)
     learned = data.queries[np.random.default_rng(2).choice(train, min(len(train), 1000), replace=False)]
     grades = [data.grades[place] for place in asked]
