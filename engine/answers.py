@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-import apsw
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,10 +12,10 @@ from nestvec.engine.chunking import document_of
 from nestvec.engine.coordinates import F32, to_user
 from nestvec.engine.execute import Found
 from nestvec.engine.plan import Plan
-from nestvec.engine.record import CollectionInfo, FilterReport, Hit, Hits, payload_of
+from nestvec.engine.record import CollectionInfo, FilterReport, FoundRows, Hits, payload_of
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, Snapshot
-from nestvec.engine.storage import catalog
+from nestvec.engine.storage.catalog import StoredRecord
 from nestvec.engine.storage.segment import Segment
 from nestvec.errors import InvalidInput
 
@@ -25,37 +24,42 @@ WithPayload = bool | Sequence[str]
 
 
 def to_hits(
-    connection: apsw.Connection,
+    records: Sequence[StoredRecord],
     snapshot: Snapshot,
     config: CollectionConfig,
     answers: Sequence[Found],
     with_payload: WithPayload,
     with_vector: bool,
 ) -> list[Hits]:
-    """The hits of some queries, all read at once. Raises Damaged where a record fails its checksum."""
-    seqs = answers[0].seqs if len(answers) == 1 else np.concatenate([found.seqs for found in answers])
-    records = catalog.read_records(connection, seqs)
+    """The hits of some queries, from the records of all their rows, one after the other."""
     scores = [score for found in answers for score in found.scores.tolist()]
     if with_payload is False:
-        hits = [Hit(record[0], score) for record, score in zip(records, scores, strict=True)]
-    else:
-        if with_payload is not True:
-            records = [(id, selected(payload, with_payload), text) for id, payload, text in records]
-        hits = [Hit(id, score, payload, text) for (id, payload, text), score in zip(records, scores, strict=True)]
-    if config.chunking is not None:
-        for hit in hits:
-            hit.document = document_of(hit.id)
-    if with_vector:
-        for hit, vector in zip(hits, user_vectors(snapshot, config, seqs), strict=True):
-            hit.vector = vector
+        records = [(record[0], b"null", None) for record in records]
+    elif with_payload is not True:
+        records = [(id, selected(payload, with_payload), text) for id, payload, text in records]
+    seqs = [found.seqs for found in answers]
+    vectors = user_vectors(snapshot, config, together(seqs)) if with_vector else None
     generation = snapshot.generation.number if snapshot.generation else None
     grouped, start = [], 0
     for found in answers:
         end = start + len(found.seqs)
+        rows = FoundRows(records[start:end], scores[start:end])
         filtered = filter_report(snapshot, found.plan)
-        grouped.append(Hits(hits[start:end], found.plan, found.work, generation, filtered, found.choice))
+        hits = Hits(rows, found.plan, found.work, generation, filtered, found.choice)
+        if config.chunking is not None:
+            for hit in hits:
+                hit.document = document_of(hit.id)
+        if vectors is not None:
+            for hit, vector in zip(hits, vectors[start:end], strict=True):
+                hit.vector = vector
+        grouped.append(hits)
         start = end
     return grouped
+
+
+def together(seqs: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The rows of all answers, one after the other."""
+    return seqs[0] if len(seqs) == 1 else np.concatenate(seqs)
 
 
 def filter_report(snapshot: Snapshot, plan: Plan | None) -> FilterReport:

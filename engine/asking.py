@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nestvec.engine import documents
-from nestvec.engine.answers import WithPayload, check_with_payload, filter_report, to_hits
+from nestvec.engine.answers import WithPayload, check_with_payload, filter_report, to_hits, together
 from nestvec.engine.coordinates import F32
 from nestvec.engine.execute import EXACT, Found, execute
 from nestvec.engine.explain import Explanation
@@ -26,6 +26,7 @@ from nestvec.engine.ranking import Rank, Ranking, check_rank
 from nestvec.engine.record import Hits
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Snapshot
+from nestvec.engine.storage.records import RecordMemory
 from nestvec.errors import InvalidInput
 
 
@@ -78,6 +79,7 @@ class Asking:
 
     part: Part
     words: WordSearch
+    records: RecordMemory
     monitor: RecallMonitor | None
 
     def search(self, queries: F32 | None, texts: Sequence[str] | None, asked: Asked, encoding: float) -> list[Hits]:
@@ -99,7 +101,8 @@ class Asking:
         if encoding:
             for found in answers:
                 found.work.add_micros("encode", encoding / len(answers))
-        return to_hits(connection, snapshot, self.part.config, answers, asked.with_payload, asked.with_vector)
+        records = self.records.read(connection, together([found.seqs for found in answers]))
+        return to_hits(records, snapshot, self.part.config, answers, asked.with_payload, asked.with_vector)
 
     def _answers(
         self,

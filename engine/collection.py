@@ -38,6 +38,7 @@ from nestvec.engine.record import (
 from nestvec.engine.schema import CollectionConfig, check_id, check_text
 from nestvec.engine.storage import catalog
 from nestvec.engine.storage.layout import Layout
+from nestvec.engine.storage.records import RecordMemory
 from nestvec.engine.upkeep import Upkeep
 from nestvec.errors import InvalidInput
 
@@ -68,7 +69,7 @@ class Collection(Upkeep):
         self.config = CollectionConfig.from_json(json.loads(held.config))
         self._part = Part(layout, held, SnapshotKeeper(layout, held, self.config), self.config)
         self._encoder: Encoder | None = None
-        self._words = WordSearch()
+        self._words, self._records = WordSearch(), RecordMemory()
         self._watch: Watch | None = None
         with self._part.keeper.current() as (connection, snapshot):
             catalog.check_alive(connection, snapshot.live_seqs())
@@ -95,7 +96,7 @@ class Collection(Upkeep):
 
     @property
     def fresh(self) -> bool:
-        """True when a search that begins now finds in memory what it needs to see (a few microseconds)."""
+        """True when a search that begins now finds in memory what it needs to see, but for a few rows (5 µs)."""
         return self._part.keeper.fresh
 
     def close(self) -> None:
@@ -297,7 +298,7 @@ class Collection(Upkeep):
 
     @property
     def _asking(self) -> Asking:
-        return Asking(self._part, self._words, self._watch.monitor if self._watch else None)
+        return Asking(self._part, self._words, self._records, self._watch.monitor if self._watch else None)
 
     def watch(self, share: float = DEFAULT_SHARE, *, recalibrate: bool = False, told: Told | None = None) -> None:
         """Answer this share of the coming searches exactly as well, in the background, within 2 % of one core's time.

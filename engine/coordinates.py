@@ -178,14 +178,20 @@ def to_user(stored: NDArray[Any], norms: F32 | None, turn: Turn) -> F32:
 def prepare_queries(vectors: ArrayLike, config: CollectionConfig) -> F32:
     """Checked queries f32 [b, dims], of unit length under cosine, not yet rotated."""
     matrix = as_matrix(vectors, config.dims)
-    for row, reason in bad_rows(matrix, config.metric).items():
-        raise InvalidInput(f"query {row}: {reason}")
     if config.metric != "cosine":
+        _check_queries(matrix, config.metric)
         return matrix
-    unit = np.empty_like(matrix)
-    for row, query in enumerate(matrix):
-        unit[row] = unit_query(query)
-    return unit
+    wide = matrix.astype(np.float64)
+    squares = [float(row.dot(row)) for row in wide]  # each row's own product, as `unit_query` has it
+    if not all(_PLAIN_SQUARES[0] < square < _PLAIN_SQUARES[1] for square in squares):
+        _check_queries(matrix, config.metric)
+    wide /= np.array([math.sqrt(square) for square in squares])[:, None]
+    return wide.astype(np.float32)
+
+
+def _check_queries(matrix: F32, metric: Metric) -> None:
+    for row, reason in bad_rows(matrix, metric).items():
+        raise InvalidInput(f"query {row}: {reason}")
 
 
 def unit_query(query: F32) -> F32:

@@ -23,7 +23,7 @@ Rows = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Sequence numbers [m] and scores [m], score descending, then sequence number ascending."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Found:
     """The best rows of one query: sequence numbers i64 [m] and scores f32 [m], in order, and how they were found.
 
@@ -109,24 +109,18 @@ def _indexed(
     """One call over all coded segments; segments without an index, and growing rows, are scanned exactly."""
     if len(queries) == 1:
         seqs, scores, work = searcher.search_counted(queries[0], k, plan.funnel)
-        answers = [((seqs, scores), work)]
+        answers = [Found(seqs, scores, plan, work)]
     else:
         every_seq, every_score, works = searcher.search_batch(queries, k, plan.funnel)
-        held = [int(np.count_nonzero(seqs >= 0)) for seqs in every_seq]
-        answers = [((every_seq[i, :m], every_score[i, :m]), works[i]) for i, m in enumerate(held)]
+        held = np.count_nonzero(every_seq >= 0, axis=1).tolist()
+        answers = [Found(every_seq[i, :m], every_score[i, :m], plan, works[i]) for i, m in enumerate(held)]
     others = snapshot.scanned
     if others:
         scanned, total = _scan(others, config, queries, k)
-        answers = [
-            (_merge([rows, *parts], k), _added(work, total))
-            for (rows, work), parts in zip(answers, scanned, strict=True)
-        ]
-    return [Found(*rows, plan, work) for rows, work in answers]
-
-
-def _added(work: Work, other: Work) -> Work:
-    work.add(other)
-    return work
+        for found, parts in zip(answers, scanned, strict=True):
+            found.seqs, found.scores = _merge([(found.seqs, found.scores), *parts], k)
+            found.work.add(total)
+    return answers
 
 
 def _merge(parts: list[Rows], k: int) -> Rows:

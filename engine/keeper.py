@@ -40,6 +40,7 @@ log = logging.getLogger("nestvec")
 
 _BLOCK_ROWS = 4096
 _RETRIES = 20
+_FEW = 64  # new rows or deletes
 
 
 class _DeltaBuffer:
@@ -89,6 +90,8 @@ class SnapshotKeeper:
         self._layout, self._catalog, self._config = layout, held, config
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
+        # The newest state that was compared: a thread's version of the file, which changes with every commit.
+        self._unchanged: tuple[tuple[int, int], Snapshot | None] | None = None
         self._buffer = _DeltaBuffer(config)
 
     @contextmanager
@@ -145,15 +148,25 @@ class SnapshotKeeper:
 
     @property
     def fresh(self) -> bool:
-        """Whether the snapshot held is of this instant."""
+        """Whether the snapshot held is of this instant, or so little older that it is brought up to date at once."""
+        version = threading.get_ident(), self._catalog.data_version()
+        known = self._snapshot
+        if known is not None and self._unchanged == (version, known):
+            return True
         with self._catalog.read() as connection:
-            known = self._snapshot
-            return known is not None and known.state == catalog.read_state(connection)
+            state = catalog.read_state(connection)
+        self._unchanged = (version, known) if known is not None and known.state == state else None
+        return (
+            known is not None
+            and known.state.epoch == state.epoch
+            and state.seq - known.state.seq <= _FEW
+            and state.tombstone - known.state.tombstone <= _FEW
+        )
 
     def forget(self) -> None:
         """Drop the snapshot, so that the next read opens every file again."""
         with self._lock:
-            self._snapshot = None
+            self._snapshot, self._unchanged = None, None
 
     def warm(self) -> None:
         """Copy the vectors of the coded segments into memory, as far as there is room: what answers many queries.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -99,7 +99,13 @@ class FilterReport:
     selectivity: float
 
 
-@dataclass(eq=False)
+class FoundRows(NamedTuple):
+    """Hits as they were read: (id, payload as JSON, text) of each, and the scores."""
+
+    records: Sequence[tuple[str, bytes, str | None]]
+    scores: Sequence[float]
+
+
 class Hits:
     """The answer to one query, best first, ties by order of writing; `plan`: what was done; `work`: what it touched.
 
@@ -107,18 +113,43 @@ class Hits:
     this plan, and which recall it promises; None where the caller chose.
     """
 
-    hits: list[Hit]
-    plan: Plan | None
-    work: Work
-    generation: int | None
-    filter: FilterReport
-    choice: Choice | None = None
+    __slots__ = ("_held", "choice", "filter", "generation", "plan", "work")
+
+    def __init__(
+        self,
+        hits: list[Hit] | FoundRows,
+        plan: Plan | None,
+        work: Work,
+        generation: int | None,
+        filter: FilterReport,
+        choice: Choice | None = None,
+    ) -> None:
+        self._held, self.plan, self.work, self.generation = hits, plan, work, generation
+        self.filter, self.choice = filter, choice
+
+    def __repr__(self) -> str:
+        return f"Hits(hits={self.hits!r}, plan={self.plan!r}, filter={self.filter!r}, choice={self.choice!r})"
+
+    @property
+    def hits(self) -> list[Hit]:
+        """The found records; of rows they are made when first asked for."""
+        held = self._held
+        if isinstance(held, FoundRows):
+            held = [Hit(id, score, payload, text) for (id, payload, text), score in zip(*held, strict=True)]
+            self._held = held
+        return held
+
+    @property
+    def rows(self) -> FoundRows | None:
+        """The same as rows, for who writes them on; None once they are hits."""
+        held = self._held
+        return held if isinstance(held, FoundRows) else None
 
     def __iter__(self) -> Iterator[Hit]:
         return iter(self.hits)
 
     def __len__(self) -> int:
-        return len(self.hits)
+        return len(self._held.records if isinstance(self._held, FoundRows) else self._held)
 
     def __getitem__(self, position: int) -> Hit:
         return self.hits[position]

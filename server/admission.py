@@ -70,9 +70,13 @@ class Admission:
             raise self._refusal("bytes", f"{self.bytes} bytes of request bodies are held; try again")
         self.bytes += count
 
+    def crowded(self, key: str) -> bool:
+        """Whether an API key has as many requests in flight as it may."""
+        return self._most_per_key is not None and self._by_key[key] >= self._most_per_key
+
     def enter_key(self, key: str) -> None:
         """Count a request of an API key; 429 where the key has too many."""
-        if self._most_per_key is not None and self._by_key[key] >= self._most_per_key:
+        if self.crowded(key):
             raise self._refusal("key", f"this key has {self._by_key[key]} requests in flight; try again")
         self._by_key[key] += 1
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from structlog.typing import FilteringBoundLogger
 
 from nestvec.engine.database import Database
 from nestvec.errors import Damaged, EncoderUnavailable, InvalidInput, MissingDependency, NotFound
@@ -30,6 +30,8 @@ from nestvec.server import (
 from nestvec.server.door import Door
 from nestvec.server.gate import Gate
 from nestvec.server.hot import HotLane
+from nestvec.server.lane import Lane
+from nestvec.server.logs import RequestLog
 from nestvec.server.scopes import guard
 from nestvec.server.service import Service
 from nestvec.server.settings import Settings
@@ -54,7 +56,7 @@ _ROUTES = (
 )
 
 
-def create_app(database: Database, settings: Settings, requests: FilteringBoundLogger | None = None) -> FastAPI:
+def create_app(database: Database, settings: Settings, requests: RequestLog | None = None) -> FastAPI:
     """The application over an open database. The caller closes the database after the application has stopped.
 
     `requests` gets a line per request.
@@ -81,7 +83,7 @@ def create_app(database: Database, settings: Settings, requests: FilteringBoundL
         # FastAPI's own would show bodies' faults, and stands outside the gate; see tracing.py
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
-    app.state.service, app.state.door = service, Door(service, requests)
+    app.state.service, app.state.door, app.state.lane = service, Door(service, requests), Lane(service, requests)
     app.add_middleware(HotLane)
     app.add_middleware(Gate, service=service, requests=requests)
     errors.install(app)
@@ -96,6 +98,8 @@ async def _warm(service: Service) -> None:
     """Become ready; a database that cannot be read stops the start, not the first user."""
     try:
         await asyncio.to_thread(_warm_collections, service.database)
+        gc.collect()
+        gc.freeze()  # what is there now stays: a full collection need not look at it, and hold up everybody, again
         service.warm = True
     except Exception as error:
         logger.error("the database cannot be served: %s", error)

@@ -49,14 +49,23 @@ class Auth:
                                    if settings.auth_failures_per_minute else 0)  # fmt: skip
         # Once there was a key, or strangers can connect, the door never opens again by the last key's revocation.
         self.needed = not is_loopback(settings.host)
-        self._refresh()
+        self.refresh()
 
     def identify(self, headers: Mapping[bytes, bytes], client: str, server: str) -> Identity | None:
         """Whose request this is, from the address `client` to our address `server`; None where no key is needed.
 
         Raises 401, 403 for a foreign Host where no key is needed, 429 for an address that has failed too often.
         """
-        self._refresh()
+        self.refresh()
+        try:
+            return self.recognise(headers, client, server)
+        except RequestProblem as problem:
+            if problem.status == 401:
+                self._failures.add(client)
+            raise
+
+    def recognise(self, headers: Mapping[bytes, bytes], client: str, server: str) -> Identity | None:
+        """`identify` by the keys of the last `refresh`, and without remembering who failed."""
         if not self.needed:
             self._check_host(headers, server)
             return None
@@ -69,20 +78,16 @@ class Auth:
             if hmac.compare_digest(seen, stored):
                 found = identity
         if given is None or found is None:
-            self._failures.add(client)
             raise RequestProblem(401, "unauthorized", _ASK, headers={"WWW-Authenticate": "Bearer"})
         return found
 
     def _check_host(self, headers: Mapping[bytes, bytes], server: str) -> None:
         """403 where a browser was led here by a foreign name (DNS rebinding) or page."""
-        host = headers.get(b"host", b"").decode("latin-1")
-        origin = headers.get(b"origin", b"").decode("latin-1")
-        named = [url for url in (host and f"//{host}", origin) if url]
-        if not all(_is_own(url, self._host, server) for url in named):
+        if not _are_own(headers.get(b"host", b""), headers.get(b"origin", b""), self._host, server):
             detail = "without an API key this answers to localhost and its own address only; make a key, or use those"
             raise RequestProblem(403, "foreign_host", detail)
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Read the keys again if anybody has written to the ledger since; each thread has a version of its own."""
         version = (get_ident(), self._ledger.data_version())
         if version == self._version:
@@ -101,6 +106,12 @@ def _given(headers: Mapping[bytes, bytes]) -> bytes | None:
 
 
 @lru_cache(maxsize=1024)
+def _are_own(host: bytes, origin: bytes, *own: str) -> bool:
+    """Whether the headers Host and Origin, b"" for none, name a loopback address or one of our own."""
+    named = [b"//" + host if host else b"", origin]
+    return all(_is_own(url.decode("latin-1"), *own) for url in named if url)
+
+
 def _is_own(url: str, *own: str) -> bool:
     try:
         name = urlsplit(url).hostname or ""

@@ -18,7 +18,7 @@ import numpy as np
 from nestvec.engine.collection import Collection
 from nestvec.engine.record import Hits
 from nestvec.errors import NestvecError
-from nestvec.server.codec import Input, Options
+from nestvec.server.codec import F32, Input, Options
 
 MOST_QUERIES = 32
 INLINE_SECONDS = 300e-6
@@ -31,7 +31,7 @@ _MOST_TIMES = 1024
 _SLOW = 10
 
 
-class _Group(NamedTuple):
+class Group(NamedTuple):
     """Queries that may share a call."""
 
     collection: Collection
@@ -53,8 +53,8 @@ class Batcher:
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int) -> None:
         self._pool, self._free = pool, threads
-        self._waiting: dict[_Group, list[_Waiting]] = {}
-        self.seconds: dict[_Group, float] = {}
+        self._waiting: dict[Group, list[_Waiting]] = {}
+        self.seconds: dict[Group, float] = {}
         self._scheduled = False
 
     async def search(self, collection: Collection, options: Options, query: Input) -> Hits:
@@ -64,7 +64,7 @@ class Batcher:
         """
         loop = asyncio.get_running_loop()
         waiting = _Waiting(query, loop.create_future())
-        self._waiting.setdefault(_Group(collection, options), []).append(waiting)
+        self._waiting.setdefault(Group(collection, options), []).append(waiting)
         self._schedule()
         return await waiting.answer
 
@@ -81,7 +81,7 @@ class Batcher:
             group = next(iter(self._waiting))
             waiting = [each for each in self._waiting.pop(group) if not each.answer.done()]
             known = self.seconds.get(group, INLINE_SECONDS)
-            if waiting and known < INLINE_SECONDS and _fresh(group.collection):
+            if waiting and known < INLINE_SECONDS and is_fresh(group.collection):
                 # On the loop, which is held for a bounded time; then others have their turn.
                 share = min(MOST_QUERIES, max(1, int(HELD_SECONDS / known)))
                 self._give(group, waiting[:share], _answers(group, _queries(waiting[:share]), perf_counter))
@@ -96,12 +96,12 @@ class Batcher:
             if waiting:
                 self._run(group, waiting[:share])
 
-    def _run(self, group: _Group, batch: list[_Waiting]) -> None:
+    def _run(self, group: Group, batch: list[_Waiting]) -> None:
         self._free -= 1
         work = asyncio.get_running_loop().run_in_executor(self._pool, _answers, group, _queries(batch), thread_time)
         work.add_done_callback(lambda done: self._come_back(group, batch, done))
 
-    def _come_back(self, group: _Group, batch: list[_Waiting], work: asyncio.Future[_Answers]) -> None:
+    def _come_back(self, group: Group, batch: list[_Waiting], work: asyncio.Future[_Answers]) -> None:
         self._free += 1
         if error := work.exception():
             self._give(group, batch, _Answers([error] * len(batch), 0.0))
@@ -109,7 +109,7 @@ class Batcher:
             self._give(group, batch, work.result())
         self._start()
 
-    def _give(self, group: _Group, batch: list[_Waiting], answers: _Answers) -> None:
+    def _give(self, group: Group, batch: list[_Waiting], answers: _Answers) -> None:
         for waiting, found in zip(batch, answers.found, strict=True):
             if waiting.answer.done():
                 continue
@@ -119,7 +119,7 @@ class Batcher:
                 waiting.answer.set_result(found)
         self.remember(group, answers.seconds / len(batch))
 
-    def remember(self, group: _Group, seconds: float) -> None:
+    def remember(self, group: Group, seconds: float) -> None:
         """Note how long a query of a group took: as fast as it has lately been, so that a busy machine does not send
         the next ones to a thread; but a really slow one does."""
         if len(self.seconds) >= _MOST_TIMES:
@@ -128,7 +128,7 @@ class Batcher:
         self.seconds[group] = seconds if seconds > _SLOW * INLINE_SECONDS else min(seconds, 1.05 * known)
 
 
-def _fresh(collection: Collection) -> bool:
+def is_fresh(collection: Collection) -> bool:
     """Whether a search has nothing to load first; not where that cannot be told, which the search itself will."""
     try:
         return collection.fresh
@@ -147,7 +147,7 @@ class _Answers(NamedTuple):
     seconds: float
 
 
-def _answers(group: _Group, queries: Sequence[Input], clock: Callable[[], float]) -> _Answers:
+def _answers(group: Group, queries: Sequence[Input], clock: Callable[[], float]) -> _Answers:
     start = clock()
     found: Sequence[Hits | BaseException]
     try:
@@ -158,7 +158,7 @@ def _answers(group: _Group, queries: Sequence[Input], clock: Callable[[], float]
     return _Answers(found, clock() - start)
 
 
-def _answer(group: _Group, query: Input) -> Hits | BaseException:
+def _answer(group: Group, query: Input) -> Hits | BaseException:
     try:
         return search_batch(group.collection, group.options, [query])[0]
     except Exception as error:
@@ -167,12 +167,16 @@ def _answer(group: _Group, query: Input) -> Hits | BaseException:
 
 def search_batch(collection: Collection, options: Options, queries: Sequence[Input]) -> list[Hits]:
     """One call of the engine for queries with the same options."""
+    given = [query.vector for query in queries if query.vector is not None]
+    texts = None if options.inputs == "vector" else [query.text or "" for query in queries]
+    return search_vectors(collection, options, None if options.inputs == "text" else given, texts)
+
+
+def search_vectors(
+    collection: Collection, options: Options, vectors: Sequence[F32] | None, texts: Sequence[str] | None = None
+) -> list[Hits]:
+    """The same for vectors f32 [dims] each, all checked to be of that size, and texts."""
     arguments = options._asdict()
-    inputs = arguments.pop("inputs")
-    vectors = texts = None
-    if inputs != "text":
-        given = [query.vector for query in queries if query.vector is not None]
-        vectors = given[0][None] if len(given) == 1 else np.stack(given)
-    if inputs != "vector":
-        texts = [query.text or "" for query in queries]
-    return collection.search_batch(vectors, texts=texts, **arguments)
+    del arguments["inputs"]
+    together = None if vectors is None else np.concatenate(vectors).reshape(len(vectors), -1)
+    return collection.search_batch(together, texts=texts, **arguments)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -31,13 +31,16 @@ from nestvec.server.wire import (
     HitReply,
     PlanBody,
     QueryBody,
+    QueryReply,
     QueryResult,
     RecallReply,
 )
 from nestvec.server.wire_recall import ExplainBody
 
 F32 = NDArray[np.float32]
+T = TypeVar("T")
 
+_MOST_PARTS: Final = 256
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 
 
@@ -232,16 +235,48 @@ def to_input(query: QueryBody, dims: int, pointer: str) -> Input:
     return Input(vector, query.text)
 
 
-def query_result(hits: Hits, query: QueryBody, kind: ReplyKind) -> QueryResult:
-    """The answer to one query as it goes out."""
+class ReplyParts:
+    """What answers have in common, encoded once. It holds what it has met, and is not to be kept for long."""
+
+    def __init__(self, kind: ReplyKind) -> None:
+        self.kind = kind
+        self._made: dict[int, tuple[object, Any]] = {}  # by the identity of what it was made of, which is held
+
+    def of(self, source: T | None, made: Callable[[T], msgspec.Struct]) -> Any:  # noqa: ANN401 - a struct, encoded
+        """`made(source)` encoded, None for None."""
+        if source is None:
+            return None
+        held = self._made.get(id(source))
+        if held is None:
+            if len(self._made) >= _MOST_PARTS:
+                self._made.clear()
+            encoder = msgspec.json if self.kind == "json" else msgspec.msgpack
+            held = self._made[id(source)] = source, msgspec.Raw(encoder.encode(made(source)))
+        return held[1]
+
+
+def query_reply(hits: Hits, query: QueryBody, parts: ReplyParts, start: float) -> QueryReply:
+    """The answer to a query that came in at `start`, of `time.perf_counter`."""
+    return QueryReply(*_facts(hits, query, parts), took_ms=since(start))
+
+
+def query_result(hits: Hits, query: QueryBody, parts: ReplyParts) -> QueryResult:
+    """The answer to one query of a batch."""
+    return QueryResult(*_facts(hits, query, parts))
+
+
+def since(start: float) -> float:
+    """Milliseconds since then, as replies tell them."""
+    return round((perf_counter() - start) * 1000, 3)
+
+
+def _facts(hits: Hits, query: QueryBody, parts: ReplyParts) -> tuple[Any, ...]:
+    """The fields of a `QueryResult`. The engine's reports have those of their replies, and are encoded as they are."""
+    kind = parts.kind
     as_bytes = kind == "msgpack" or query.vector_encoding == "base64"
     rows = _columns(hits, query, kind, as_bytes) if query.layout == "columns" else _rows(hits, query, kind, as_bytes)
-    # The engine's reports have the fields of their replies, so they are encoded as they are.
-    work: Any = hits.work
-    plan: Any = hits.plan and plan_reply(hits.plan, kind)
-    filter: Any = hits.filter
-    recall = None if hits.choice is None else recall_reply(hits.choice)
-    return QueryResult(rows, plan, work, hits.generation, filter, recall)
+    plan, recall = parts.of(hits.plan, plan_reply), parts.of(hits.choice, recall_reply)
+    return rows, plan, hits.work, hits.generation, hits.filter, recall
 
 
 def recall_reply(choice: Choice) -> RecallReply:
@@ -252,6 +287,14 @@ def recall_reply(choice: Choice) -> RecallReply:
 
 
 def _rows(hits: Hits, query: QueryBody, kind: ReplyKind, as_bytes: bool) -> list[HitReply]:
+    rows = hits.rows
+    if rows is not None and kind == "json":
+        # The stored payload is JSON: nothing is decoded and encoded again.
+        payloads: list[Any] = [None if record[1] == JSON_NULL else msgspec.Raw(record[1]) for record in rows.records]
+        return [
+            HitReply(record[0], score, payload, record[2])
+            for record, score, payload in zip(*rows, payloads, strict=True)
+        ]
     if query.with_payload is False:
         replies = [HitReply(hit.id, hit.score, None, None) for hit in hits.hits]
     else:
@@ -289,8 +332,6 @@ def payload_reply(hit: Hit, kind: ReplyKind) -> Any:  # noqa: ANN401 - bytes of 
     return None if stored == JSON_NULL else msgspec.Raw(stored)
 
 
-@lru_cache(maxsize=256)
-def plan_reply(plan: Plan, kind: ReplyKind) -> Any:  # noqa: ANN401 - a PlanBody, encoded
-    """The plan as it goes out, encoded once."""
-    body = msgspec.convert(plan.to_json(), PlanBody)
-    return msgspec.Raw((msgspec.json if kind == "json" else msgspec.msgpack).encode(body))
+def plan_reply(plan: Plan) -> PlanBody:
+    """The plan as it goes out."""
+    return msgspec.convert(plan.to_json(), PlanBody)

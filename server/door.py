@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 
-from structlog.typing import FilteringBoundLogger
-
 from nestvec.server.errors import RequestProblem, reply
 from nestvec.server.exchange import NO_ROUTE, id_of
+from nestvec.server.logs import RequestLog
 from nestvec.server.service import Service
 
 _SMALL = 64 * 1024  # a larger body is not read over: the gate refuses it and closes
@@ -24,7 +23,7 @@ _TOLD_SECONDS = 1.0
 class Door:
     """Refuses requests for one event loop; where there is room, or doubt, it lets them through to the gate."""
 
-    def __init__(self, service: Service, requests: FilteringBoundLogger | None = None) -> None:
+    def __init__(self, service: Service, requests: RequestLog | None = None) -> None:
         """`requests`: where a line about the refused ones goes, one a second at most."""
         self._service, self._requests = service, requests
         self._refused = 0
@@ -68,7 +67,7 @@ class Door:
     def _tell(self) -> None:
         """One line for all of them: a line each would cost as much as the refusal."""
         assert self._requests is not None
-        self._requests.warning("refused", status=503, requests=self._refused)
+        self._requests.refused(self._refused)
         self._refused = 0
 
 

@@ -51,11 +51,12 @@ def formats_of(scope: Scope) -> Formats:
             content_type = value
         elif name == b"accept":
             accept = value
-    return _formats(content_type, accept)
+    return formats(content_type, accept)
 
 
 @lru_cache(maxsize=256)
-def _formats(content_type: bytes, accept: bytes) -> Formats:
+def formats(content_type: bytes, accept: bytes) -> Formats:
+    """From the two headers, b"" for one that is not there."""
     kind, _, parameters = content_type.decode("latin-1").lower().partition(";")
     charset = parameters.replace(" ", "").replace('"', "")
     body = _KINDS.get(kind.strip())

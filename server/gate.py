@@ -13,10 +13,10 @@ import time
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
-from structlog.typing import FilteringBoundLogger
 
 from nestvec.server.errors import RequestProblem, reply
 from nestvec.server.exchange import NO_ROUTE, Exchange
+from nestvec.server.logs import Line, RequestLog
 from nestvec.server.service import Service
 
 logger = logging.getLogger("nestvec.server")
@@ -29,7 +29,7 @@ _CLIENT_LEFT = 499
 class Gate:
     """Middleware that lets a request in, or answers it with a problem."""
 
-    def __init__(self, app: ASGIApp, service: Service, requests: FilteringBoundLogger | None = None) -> None:
+    def __init__(self, app: ASGIApp, service: Service, requests: RequestLog | None = None) -> None:
         """`requests`: where one line per request goes."""
         self.app, self._service, self._requests = app, service, requests
         self.admission = service.admission
@@ -121,21 +121,9 @@ class Gate:
         self._service.metrics.answered(exchange.route, method, exchange.status, seconds)
         if self._requests is None:
             return
-        facts = {
-            "request_id": exchange.id,
-            "method": method,
-            "route": exchange.route,
-            "status": exchange.status,
-            "ms": round(seconds * 1000, 3),
-            "bytes_in": exchange.bytes_in,
-            "bytes_out": exchange.bytes_out,
-        }
-        if exchange.collection:
-            facts["collection"] = exchange.collection
-        if exchange.status >= 500:
-            self._requests.warning("request", **facts)
-        else:
-            self._requests.info("request", **facts)
+        milliseconds = round(seconds * 1000, 3)
+        self._requests.note([Line(exchange.id, method, exchange.route, exchange.status, milliseconds, exchange.bytes_in,
+                                  exchange.bytes_out, exchange.collection)])  # fmt: skip
 
 
 async def _answer(exchange: Exchange, problem: RequestProblem) -> None:

@@ -54,15 +54,16 @@ class Metrics:
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._by_step: dict[str, Histogram] = {}
 
-    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count one request; `route` is the template of its path, or "none"."""
+    def answered(self, route: str, method: str, status: int, *seconds: float) -> None:
+        """Count requests, each of which took so long; `route` is the template of their path, or "none"."""
         key = (route, method, status)
         known = self._children.get(key)
         if known is None:
             known = (self._requests.labels(route, method, status), self._seconds.labels(route, method))
             self._children[key] = known
-        known[0].inc()
-        known[1].observe(seconds)
+        known[0].inc(len(seconds))
+        for each in seconds:
+            known[1].observe(each)
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused before its route: "auth", "host", "busy", "key" or "bytes"."""

@@ -103,7 +103,7 @@ def configuration(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        http=guarded(settings.read_seconds, app.state.door),
+        http=guarded(settings.read_seconds, app.state.door, app.state.lane),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -1,9 +1,10 @@
 """HTTP/1.1 for uvicorn, with what it lacks: a bound on the time that a request's head may take, and a door that
-refuses before anything is made for a request."""
+refuses before anything is made for a request, and a lane for those that need nothing made."""
 
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 from nestvec.server.exchange import LET_IN
@@ -15,16 +16,21 @@ except ImportError:  # no wheel of httptools for this platform: no door, the gat
 
 if TYPE_CHECKING:
     from nestvec.server.door import Door
+    from nestvec.server.lane import Head, Lane
 
 
 class GuardedProtocol(_Protocol):
     """Closes a connection whose first or next request is not wholly there, head at least, after `head_seconds`; asks
-    the door about each request whose head is there."""
+    the door about each request whose head is there, and the lane about each that is there as a whole."""
 
     head_seconds = 30.0
-    door: Door | None = None
+    door: Door
+    lane: Lane
     _timer: asyncio.TimerHandle | None = None
     _refused, _between = False, False  # the request whose body comes in was refused; it is all in, and no next began
+    _head: Head | None = None  # of a request that the lane may answer
+    _kept = b""  # its body
+    _whole, _in_lane = False, False  # that body is all in; the lane has taken it
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - as in the base class
         super().connection_made(transport)
@@ -32,52 +38,112 @@ class GuardedProtocol(_Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._between = False
+        if self._in_lane:  # the client does not wait for its answers; they still come in order
+            self.lane.finish_all()
         super().data_received(data)
+        if self._head is not None:
+            self._offer(self._head)
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        if self._in_lane:
+            self.lane.finish_all()
+        super().shutdown()
+
     def on_message_begin(self) -> None:
         self._between = False
-        super().on_message_begin()
+        if self._head is not None:  # and the next one is here already
+            self.go_ordinary_way()
+        # The base class makes the ASGI scope here, which only requests on the ordinary way need.
+        self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
-        if self.door is None or self.working() or not self.parser.should_keep_alive():
-            super().on_headers_complete()
+        if self.working() or not self.parser.should_keep_alive():
+            self._begin()
             return
         answer = self.door.refusal(self.url, self.headers)
         if answer is not None:
             self._refused = True
             self.transport.write(answer)
             return
-        super().on_headers_complete()
+        if self.parser.get_method() == b"POST":
+            self._head, self._kept, self._whole = self.lane.head(self.url, self.headers), b"", False
+        if self._head is None:
+            self._enter()
+
+    def _enter(self) -> None:
+        """Begin the ordinary way of a request that the door has let in."""
+        self._begin()
         if self.working():  # its task begins in the loop's next turn; until then it must not be forgotten
             self.door.enter()
             cast("dict[str, Any]", self.scope)[LET_IN] = True
             if self.door.closing:
                 self.cycle.keep_alive = False
 
+    def _begin(self) -> None:
+        url, headers, waits = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, waits
+        self.scope["headers"] = headers
+        super().on_headers_complete()
+
     def on_body(self, body: bytes) -> None:
-        if not self._refused:
+        if self._head is not None:
+            self._kept += body
+        elif not self._refused:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if not self._refused:
+        if self._head is not None:
+            self._whole = True
+        elif self._refused:
+            self._refused, self._between = False, True
+            self._keep_alive()
+        else:
             super().on_message_complete()
+
+    def _offer(self, head: Head) -> None:
+        """Hand what came to the lane, if it is a whole request and the lane wants it."""
+        if self._whole and not self.transport.is_closing() and self.lane.take(self, head, self._kept):
+            self._in_lane = True
+        else:
+            self.go_ordinary_way()
+
+    def go_ordinary_way(self) -> None:
+        """Begin the request that was kept for the lane as if there were none."""
+        body, self._head, self._kept, self._in_lane = self._kept, None, b"", False
+        if self.transport.is_closing():
             return
-        self._refused, self._between = False, True
+        self._enter()
+        if body:
+            super().on_body(body)
+        if self._whole:
+            super().on_message_complete()
+
+    def answered_in_lane(self, head: bytes, body: bytes) -> None:
+        """Answer the request that the lane has taken with a 200; `head` holds its last headers and the empty line."""
+        self._head, self._kept, self._in_lane, self._between = None, b"", False, True
+        if self.transport.is_closing():
+            return
+        self.transport.write(b"".join((_first_lines(tuple(self.server_state.default_headers)), head, body)))
+        self.server_state.total_requests += 1
+        self._keep_alive()
+
+    def _keep_alive(self) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def on_response_complete(self) -> None:
-        if self.door is not None and cast("dict[str, Any]", self.cycle.scope).pop(LET_IN, False):
+        if cast("dict[str, Any]", self.cycle.scope).pop(LET_IN, False):
             self.door.leave()  # something before the gate failed
         super().on_response_complete()
 
     def working(self) -> bool:
         """Whether a request is being answered."""
-        return self.cycle is not None and not self.cycle.response_complete
+        return self._head is not None or (self.cycle is not None and not self.cycle.response_complete)
 
     def _watch(self) -> None:
         """The clock runs while bytes came of a request that is not a request yet."""
@@ -97,6 +163,12 @@ class GuardedProtocol(_Protocol):
             self.transport.close()
 
 
-def guarded(head_seconds: float, door: Door) -> type[asyncio.Protocol]:
-    """The protocol with its bound and its door."""
-    return type("Protocol", (GuardedProtocol,), {"head_seconds": head_seconds, "door": door})
+@lru_cache(maxsize=4)
+def _first_lines(headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """How a 200 begins; the date among the headers changes once a second."""
+    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"%s: %s\r\n" % header for header in headers)
+
+
+def guarded(head_seconds: float, door: Door, lane: Lane) -> type[asyncio.Protocol]:
+    """The protocol with its bound, its door and its lane."""
+    return type("Protocol", (GuardedProtocol,), {"head_seconds": head_seconds, "door": door, "lane": lane})

@@ -9,11 +9,21 @@ from fastapi import FastAPI
 from nestvec.engine.record import Hits
 from nestvec.errors import NestvecError
 from nestvec.server.batching import search_batch
-from nestvec.server.codec import Input, Options, check_batch, query_result, to_input, to_options
+from nestvec.server.codec import (
+    Input,
+    Options,
+    ReplyParts,
+    check_batch,
+    query_reply,
+    query_result,
+    since,
+    to_input,
+    to_options,
+)
 from nestvec.server.exchange import shorten
 from nestvec.server.hot import Call, add_hot_route
 from nestvec.server.service import no_collection
-from nestvec.server.wire import QueryBatchBody, QueryBatchReply, QueryBody, QueryReply, QueryResult
+from nestvec.server.wire import QueryBatchBody, QueryBatchReply, QueryBody, QueryReply
 
 
 async def query(call: Call, name: str) -> bytes:
@@ -32,8 +42,7 @@ async def query(call: Call, name: str) -> bytes:
             raise no_collection(name) from None
         raise
     service.searched([hits])
-    result = query_result(hits, request, call.formats.reply)
-    return call.reply(_timed(result, start))
+    return call.reply(query_reply(hits, request, ReplyParts(call.formats.reply), start))
 
 
 async def query_batch(call: Call, name: str) -> bytes:
@@ -46,9 +55,9 @@ async def query_batch(call: Call, name: str) -> bytes:
             shorten(call.scope, query.timeout_ms)
     answers = await call.service.run(lambda: _search(call, name, queries))
     call.service.searched(answers)
-    kind = call.formats.reply
-    results = [query_result(hits, query, kind) for hits, query in zip(answers, queries, strict=True)]
-    return call.reply(QueryBatchReply(results, _since(start)))
+    parts = ReplyParts(call.formats.reply)
+    results = [query_result(hits, query, parts) for hits, query in zip(answers, queries, strict=True)]
+    return call.reply(QueryBatchReply(results, since(start)))
 
 
 def _search(call: Call, name: str, queries: list[QueryBody]) -> list[Hits]:
@@ -65,22 +74,6 @@ def _search(call: Call, name: str, queries: list[QueryBody]) -> list[Hits]:
         found = search_batch(collection, options, [inputs[position] for position in positions])
         answers.update(zip(positions, found, strict=True))
     return [answers[position] for position in range(len(queries))]
-
-
-def _timed(result: QueryResult, start: float) -> QueryReply:
-    return QueryReply(
-        result.hits,
-        result.plan,
-        result.work,
-        result.generation,
-        result.filter,
-        result.recall,
-        took_ms=_since(start),
-    )
-
-
-def _since(start: float) -> float:
-    return round((perf_counter() - start) * 1000, 3)
 
 
 def add_routes(app: FastAPI) -> None:

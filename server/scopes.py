@@ -132,21 +132,24 @@ class _Guarded:
         exchange: Exchange = scope[EXCHANGE]
         parameters: Mapping[str, str] = scope["path_params"]
         exchange.enter(self._path, parameters.get("name"), timed=self._access.timed, streamed=self._access.streamed)
-        if exchange.identity is not None and self._access.scope != "open":
-            self._check(exchange.identity, self._access.scope, parameters)
+        if exchange.identity is not None:
+            check_access(exchange.identity, self._access, parameters.get("name", ""), self._database)
         if self._json and exchange.reading:
             _check_json(exchange.headers.get(b"content-type", b""))
         await self._app(scope, receive, send)
 
-    def _check(self, identity: Identity, wanted: KeyScope, parameters: Mapping[str, str]) -> None:
-        if not identity.may(wanted):
-            raise _forbidden(f"this needs a key of scope {wanted}; the key sent has scope {identity.scope}")
-        if identity.collections is None or self._access.reach == "own":
-            return
-        if self._access.reach == "all":
-            raise _forbidden("this needs a key for all collections; the key sent is bound to some")
-        name = parameters["name"]
-        _check_collection(identity, self._database.aliases().get(name, name))
+
+def check_access(identity: Identity, access: Access, name: str, database: Database) -> None:
+    """403 unless the key may call such an operation on the collection or alias `name`."""
+    if access.scope == "open":
+        return
+    if not identity.may(access.scope):
+        raise _forbidden(f"this needs a key of scope {access.scope}; the key sent has scope {identity.scope}")
+    if identity.collections is None or access.reach == "own":
+        return
+    if access.reach == "all":
+        raise _forbidden("this needs a key for all collections; the key sent is bound to some")
+    _check_collection(identity, database.aliases().get(name, name))
 
 
 def _check_collection(identity: Identity, name: str) -> None:

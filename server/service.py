@@ -58,10 +58,15 @@ class Service:
         except NotFound:
             raise no_collection(name) from None
 
-    async def opened(self, name: str) -> Collection:
-        """`collection`, for the event loop: in a thread where that may have to wait for the disk or for others."""
+    def at_hand(self, name: str) -> Collection | None:
+        """The collection if this process has it open: `collection` without waiting for the disk or for others."""
         known = self.database.opened(name)
-        return self._watched(known) if known is not None else await self.run(lambda: self.collection(name))
+        return None if known is None else self._watched(known)
+
+    async def opened(self, name: str) -> Collection:
+        """`collection`, for the event loop: in a thread where that may have to wait."""
+        known = self.at_hand(name)
+        return await self.run(lambda: self.collection(name)) if known is None else known
 
     def _watched(self, collection: Collection) -> Collection:
         """The same; its live recall is measured from now on, unless the settings say otherwise."""

@@ -16,7 +16,7 @@ from nestvec.engine.storage.ledger import Ledger
 from nestvec.engine.storage.locks import FileLock
 from nestvec.engine.storage.root import SERVICE_LOCK, open_root
 from nestvec.errors import DatabaseLocked
-from nestvec.server.logs import access_log, configure
+from nestvec.server.logs import RequestLog, configure
 from nestvec.server.settings import Settings, check_bind
 from nestvec.server.waiting import WaitingRoom, listen
 
@@ -56,7 +56,7 @@ def serve(path: Path | str, settings: Settings) -> None:
                 if settings.workers > 1:
                     supervise(database, settings, listener)
                 else:
-                    run(create_app(database, settings, access_log(settings.log_level)), settings, listener)
+                    run(create_app(database, settings, RequestLog(settings.log_level)), settings, listener)
 
 
 @contextmanager

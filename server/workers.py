@@ -165,14 +165,14 @@ def _told(settings: Settings) -> dict[str, str | float | bool | None]:
 def work(task: Task) -> None:
     """Be one worker, until SIGTERM or the parent's end."""
     from nestvec.server.app import create_app
-    from nestvec.server.logs import access_log, configure
+    from nestvec.server.logs import RequestLog, configure
     from nestvec.server.process import run
 
     settings = Settings(**task.settings)  # type: ignore[arg-type]
     configure(settings.log_level)
     share_files()
     with open_database(task.path, create=False) as database, socket.socket(fileno=task.descriptor) as listener:
-        run(create_app(database, settings, access_log(settings.log_level)), settings, listener)
+        run(create_app(database, settings, RequestLog(settings.log_level)), settings, listener)
 
 
 def main() -> None:

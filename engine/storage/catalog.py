@@ -49,6 +49,10 @@ SELECT record.seq, id, payload, text, crc FROM carray(?) AS wanted CROSS JOIN re
 _FACTS, _CRC = ("name", "identity", "config"), "facts_crc"
 
 
+StoredRecord = tuple[str, bytes, str | None]
+"""Id, payload and text of a record; the payload is JSON, b"null" for none."""
+
+
 class State(NamedTuple):
     """Equal states are equal contents: what a reader compares to know whether its snapshot is current."""
 
@@ -188,10 +192,8 @@ def read_ids(connection: apsw.Connection, seqs: NDArray[np.int64]) -> list[str]:
     return ids
 
 
-def read_records(
-    connection: apsw.Connection, seqs: Sequence[int] | NDArray[np.int64]
-) -> list[tuple[str, bytes, str | None]]:
-    """(id, payload, text) of live records, in the order asked for; the payload is JSON, b"null" for none.
+def read_records(connection: apsw.Connection, seqs: Sequence[int] | NDArray[np.int64]) -> list[StoredRecord]:
+    """(id, payload, text) of live records, in the order asked for.
 
     Raises Damaged where one is missing or fails its checksum.
     """

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,7 +24,7 @@ from nestvec.index.postings import Postings
 from nestvec.index.rescore import RescoreRows
 from nestvec.index.selection import Rows, Scores
 from nestvec.index.vectors import Vectors, check_allowed, check_query, check_vectors
-from nestvec.index.work import Work
+from nestvec.index.work import StageWork, Work
 
 Mask = npt.NDArray[np.bool_]
 
@@ -303,36 +302,31 @@ class _Widths:
 class _Recipe:
     """A plan in the kernels' form, and what turns its counts into `Work`.
 
-    routing: multiply-adds and bytes of choosing lists. steps: the names of what is timed. dims: those of each cut.
-    row_bytes: what a row costs each cut after the codes'.
+    routing: multiply-adds and bytes of choosing lists. steps: the names of what is timed. dims: those of each cut, and
+    sizes: the bytes that it reads of each posting or row.
     """
 
     plan: kernels.Plan
-    widths: _Widths
     routing: tuple[int, int]
     steps: tuple[str, ...]
     dims: tuple[int, ...]
-    row_bytes: tuple[int, ...]
+    sizes: tuple[int, ...]
 
     def counts(self, counts: Rows) -> Counts:
         """`counts` [b, 4 + stages] are those of `Searcher.search_batch`."""
-        rows = counts[:, 2:-1]
-        read = self.routing[1] + counts[:, 1] * self.widths.posting_bytes + rows @ np.array(self.row_bytes, np.int64)
-        return Counts(counts[:, 1], rows, counts[:, -1], read)
+        read = self.routing[1] + counts[:, 1:-1] @ np.array(self.sizes, np.int64)
+        return Counts(counts[:, 1], counts[:, 2:-1], counts[:, -1], read)
 
     def work(self, counts: list[int], micros: list[float] | None) -> Work:
-        """`counts` and `micros` are those of `Searcher.search_counted`."""
-        lists, codes, rows = counts[:3]
-        read = [codes * self.widths.posting_bytes]
-        read += [each * held for each, held in zip(self.row_bytes, counts[2:], strict=False)]
-        adds, routed = self.routing
-        work = Work(lists, codes, rows, routed + sum(read), adds)
-        spent = micros or [0.0] * (len(self.dims) + 1)
-        for step, taken in zip(self.steps, micros or [], strict=False):
-            work.add_micros(step, taken)
-        for dims, (before, after), taken, size in zip(self.dims, pairwise(counts[1:]), spent[1:], read, strict=True):
-            work.stages.append({"dims": dims, "in": before, "out": after, "micros": taken, "bytes": size})
-        return work
+        """`counts` and `micros` are those of `Searcher.search_counted`. Every answer pays for this."""
+        adds, read = self.routing
+        spent = micros[1:] if micros else [0.0] * len(self.dims)
+        stages: list[StageWork] = []
+        for dims, size, before, after, taken in zip(self.dims, self.sizes, counts[1:], counts[2:], spent, strict=False):
+            stages.append({"dims": dims, "in": before, "out": after, "micros": taken, "bytes": before * size})
+            read += before * size
+        steps = dict(zip(self.steps, micros, strict=False)) if micros else {}
+        return Work(counts[0], counts[1], counts[2], read, adds, steps, stages)
 
 
 @lru_cache(maxsize=256)
@@ -352,16 +346,15 @@ def native_plan(plan: FunnelPlan, k: int) -> kernels.Plan:
 def _recipe(plan: FunnelPlan, k: int, widths: _Widths, routing: tuple[int, int]) -> _Recipe:
     """How to run the plan for k hits. Raises InvalidInput where it does not suit the model."""
     check_stage_metric(plan.stage_metric, "l2" if widths.l2 else "dot")
-    row_bytes, read = [], {"int8": 0, "stored": 0}
+    sizes, read = [widths.posting_bytes], {"int8": 0, "stored": 0}
     for stage in plan.stages:
-        row_bytes.append((stage.dims - read[stage.rows]) * (1 if stage.rows == "int8" else widths.item_bytes))
+        sizes.append((stage.dims - read[stage.rows]) * (1 if stage.rows == "int8" else widths.item_bytes))
         read[stage.rows] = stage.dims
-    row_bytes.append((widths.dims - read["stored"]) * widths.item_bytes)
+    sizes.append((widths.dims - read["stored"]) * widths.item_bytes)
     return _Recipe(
         native_plan(plan, k),
-        widths,
         routing,
         ("route", "scan", *(f"stage {stage.dims}" for stage in plan.stages), "final"),
         (widths.code_dims, *(stage.dims for stage in plan.stages), widths.dims),
-        tuple(row_bytes),
+        tuple(sizes),
     )

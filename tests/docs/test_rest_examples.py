@@ -20,7 +20,7 @@ import uvicorn
 
 import nestvec
 from nestvec.server.app import create_app
-from nestvec.server.logs import access_log
+from nestvec.server.logs import RequestLog
 from nestvec.server.process import configuration
 from nestvec.server.scopes import OPERATIONS, operation
 from nestvec.server.settings import Settings
@@ -38,7 +38,7 @@ def serving(path: Path, log: io.BytesIO) -> Iterator[tuple[str, dict[tuple[str, 
     """A service of the database at `path`, ready: (its port, its operations by method and template of the path)."""
     with nestvec.open(path) as database:
         settings = Settings(port=0, threads=2)
-        app = create_app(database, settings, access_log("info", log))
+        app = create_app(database, settings, RequestLog("info", log))
         server = uvicorn.Server(configuration(app, settings))
         routes = {(m, r.path): operation(r) for r in app.routes for m in r.methods}
         with listen(settings) as listener:

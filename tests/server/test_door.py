@@ -17,7 +17,7 @@ from nestvec.engine.database import Database
 from nestvec.server.admission import Admission
 from nestvec.server.app import create_app
 from nestvec.server.errors import RequestProblem
-from nestvec.server.logs import access_log
+from nestvec.server.logs import RequestLog
 from nestvec.server.settings import Settings
 from tests.server.test_gate import QUERY, Blocker, connect, head, read_all
 
@@ -57,7 +57,7 @@ def log() -> io.BytesIO:
 
 @pytest.fixture
 def app(database: Database, log: io.BytesIO) -> FastAPI:
-    return create_app(database, Settings(max_in_flight=1, read_seconds=0.5), access_log("info", log))
+    return create_app(database, Settings(max_in_flight=1, read_seconds=0.5), RequestLog("info", log))
 
 
 def test_a_refusal_does_not_wait_for_the_body_and_the_connection_goes_on(app: FastAPI, served: Served) -> None:

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 
 from nestvec.engine.database import Database
 from nestvec.server.app import create_app
-from nestvec.server.logs import access_log
+from nestvec.server.logs import RequestLog
 from nestvec.server.settings import Settings
 
 START = """
@@ -30,7 +30,7 @@ NUMBER = 0.123456789  # the canary among the vectors
 
 def lines_of(database: Database, level: str, *requests: tuple[str, str, object]) -> list[dict[str, object]]:
     stream = io.BytesIO()
-    client = TestClient(create_app(database, Settings(), access_log(level, stream)))
+    client = TestClient(create_app(database, Settings(), RequestLog(level, stream)))
     for method, path, body in requests:
         client.request(method, path, json=body)
     return [json.loads(line) for line in stream.getvalue().splitlines()]
