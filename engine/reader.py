@@ -49,8 +49,9 @@ class Reader:
         self._seqs = self._snapshot.live_seqs()
         self._first = int(self._seqs[0]) if len(self._seqs) else 0
         self._contiguous = not len(self._seqs) or int(self._seqs[-1]) - self._first == len(self._seqs) - 1
-        self._shape, self._cosine = (self._config.dims,), self._config.metric == "cosine"
-        self._turn = self._snapshot.turn
+        self._offset = self._first if self._contiguous else 0
+        self._turn, self._cosine = self._snapshot.turn, self._config.metric == "cosine"
+        self._as_given = self._turn.plain and not self._cosine
         self._choice: _Choice = (None, 0, None, 0)
 
     def __enter__(self) -> Reader:
@@ -83,10 +84,15 @@ class Reader:
         asked, wanted, native, enough = self._choice
         if asked is not plan or wanted != k:
             native, enough = self._choose(plan, k)
-        if native and isinstance(vector, np.ndarray) and vector.dtype is _F32 and vector.shape == self._shape:
-            found = self._shortest(vector, k, native)
-            if found is not None and len(found[0]) == enough:
-                return found
+        if native is not None and isinstance(vector, np.ndarray) and vector.dtype is _F32:
+            try:
+                query = vector if self._as_given else self._stored(vector)
+                rows, scores = native[0].search(query, k, native[1], self._offset)
+            except (TypeError, ValueError):
+                pass  # another shape, or not finite: the careful way has the words for it
+            else:
+                if len(rows) == enough:
+                    return (rows if self._contiguous else np.searchsorted(self._seqs, rows)), scores
         if np.ndim(vector) != 1:
             raise InvalidInput(f"a query is one vector of {self._config.dims} numbers, got shape {np.shape(vector)}")
         (answer,) = self._carefully(prepare_queries(np.asarray(vector)[None], self._config), k, plan)
@@ -152,16 +158,9 @@ class Reader:
         self._choice = plan, k, native, enough
         return native, enough
 
-    def _shortest(self, query: Scores, k: int, native: _Native) -> tuple[Rows, Scores] | None:
-        """One native call for f32 [dims]; None where the query needs a second look: it is not finite, or so."""
-        if self._cosine:
-            query = unit_query(query)
-        query = self._turn.query(query)
-        try:
-            seqs, scores = native[0].search(query, k, native[1])
-        except ValueError:
-            return None
-        return self._positions(seqs), scores
+    def _stored(self, query: Scores) -> Scores:
+        """f32 [dims] as stored vectors are."""
+        return self._turn.query(unit_query(query) if self._cosine else query)
 
     def _carefully(self, queries: Scores, k: int, plan: Plan | None) -> list[tuple[Rows, Scores]]:
         """Any prepared queries [b, dims], as a collection answers them: always min(k, len) rows."""

@@ -27,6 +27,13 @@ inline std::string shape_of(const py::array& array) {
     return text + ")";
 }
 
+inline std::string wanted(std::initializer_list<py::ssize_t> shape) {
+    std::string text = "(";
+    for (const py::ssize_t length : shape)
+        text += (text.size() > 1 ? ", " : "") + (length < 0 ? std::string("any") : std::to_string(length));
+    return text + ")";
+}
+
 inline bool is_dtype(const py::array& array, char kind, py::ssize_t size) {
     const char order = array.dtype().byteorder();
     return array.dtype().kind() == kind && array.itemsize() == size && (order == '=' || order == '|');
@@ -38,14 +45,12 @@ inline void check(const py::array& array, const char* name, char kind, py::ssize
     if (!is_dtype(array, kind, size))
         throw py::type_error(std::string(name) + " must be " + dtype + ", got " + std::string(py::str(array.dtype())));
     bool fits = array.ndim() == py::ssize_t(shape.size());
-    std::string want = "(";
     py::ssize_t axis = 0;
     for (const py::ssize_t length : shape) {
         if (fits && length >= 0 && array.shape(axis) != length) fits = false;
-        want += (axis++ ? ", " : "") + (length < 0 ? std::string("any") : std::to_string(length));
-        if (axis > array.ndim()) fits = false;
+        ++axis;
     }
-    if (!fits) throw py::value_error(std::string(name) + " must have shape " + want + "), got " + shape_of(array));
+    if (!fits) throw py::value_error(std::string(name) + " must have shape " + wanted(shape) + ", got " + shape_of(array));
     const int flags = array.flags();
     if (!(flags & py::array::c_style)) throw py::value_error(std::string(name) + " must be C-contiguous");
     if (!(flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) throw py::value_error(std::string(name) + " must be aligned");

@@ -41,10 +41,10 @@ class SearcherHolder {
         searcher_ = std::make_unique<Searcher>(model.model, std::move(plain), current_isa());
     }
 
-    py::tuple search(const py::array& query, py::ssize_t k, const PlanHolder& plan) const {
+    py::tuple search(const py::array& query, py::ssize_t k, const PlanHolder& plan, int64_t first) const {
         Scratch& scratch = thread_scratch();
         run(query, k, plan, scratch, Counters{});
-        return hits_of(scratch);
+        return hits_of(scratch, first);
     }
 
     py::tuple search_counted(const py::array& query, py::ssize_t k, const PlanHolder& plan) const {
@@ -52,7 +52,7 @@ class SearcherHolder {
         py::array_t<int64_t> counts(py::ssize_t(4 + plan.plan.stages.size()));
         py::array_t<double> micros(py::ssize_t(3 + plan.plan.stages.size()));
         run(query, k, plan, scratch, Counters{counts.mutable_data(), micros.mutable_data()});
-        const py::tuple hits = hits_of(scratch);
+        const py::tuple hits = hits_of(scratch, 0);
         return py::make_tuple(hits[0], hits[1], counts, micros);
     }
 
@@ -166,13 +166,13 @@ class SearcherHolder {
         if (!good) throw py::value_error("the query must be finite");
     }
 
-    static py::tuple hits_of(const Scratch& scratch) {
+    static py::tuple hits_of(const Scratch& scratch, int64_t first) {
         py::array_t<int64_t> seqs(py::ssize_t(scratch.hits.size()));
         py::array_t<float> scores(py::ssize_t(scratch.hits.size()));
         int64_t* seq = seqs.mutable_data();
         float* score = scores.mutable_data();
         for (const Hit& hit : scratch.hits) {
-            *seq++ = hit.seq;
+            *seq++ = hit.seq - first;
             *score++ = hit.score;
         }
         return py::make_tuple(std::move(seqs), std::move(scores));
@@ -290,7 +290,7 @@ void bind_search(py::module_& module) {
         .def(py::init([](const py::object& model, const std::vector<SegmentHolder>& segments) {
             return std::make_unique<SearcherHolder>(model.cast<const ModelHolder&>(), segments, model);
         }))
-        .def("search", &SearcherHolder::search)
+        .def("search", &SearcherHolder::search, py::arg("query"), py::arg("k"), py::arg("plan"), py::arg("first") = 0)
         .def("search_counted", &SearcherHolder::search_counted)
         .def("search_batch", &SearcherHolder::search_batch)
         .def("record", &SearcherHolder::record);

@@ -41,13 +41,15 @@ class Searcher:
         for number, segment in enumerate(self._segments):
             _check_fit(model, segment, f"segment {number}: ")
 
-    def search(self, query: Float32, k: int, plan: Plan) -> Found:
-        """The best k rows of f32 query [dims]: (seqs i64 [m], scores f32 [m]), m <= k, score descending, then seq.
+    def search(self, query: Float32, k: int, plan: Plan, first: int = 0) -> Found:
+        """The best k rows of f32 query [dims]: (seqs i64 [m] less `first`, scores f32 [m]), m <= k, score descending,
+        then seq.
 
         Raises TypeError and ValueError for a query of another dtype or shape or with a number that is not finite,
         k < 1, and a plan whose stages need more dims than there are.
         """
-        return self.search_counted(query, k, plan)[:2]
+        seqs, scores, _, _ = self.search_counted(query, k, plan)
+        return seqs - first, scores
 
     def search_counted(
         self, query: Float32, k: int, plan: Plan
