@@ -18,6 +18,7 @@ _HEADERS = (
     "binding_segment",
     "candidates",
     "kernels",
+    "narrowed",
     "pages",
     "primitives",
     "query",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nestvec.engine.calibration.bounds import lower_bound
 from nestvec.engine.calibration.path import Margins, Shape, Step, descend, shrunk_together, spread_out
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint, Source
-from nestvec.engine.calibration.trial import Band, CostModel, Ground, Neighbours, Outcome, Recordings, Trial
+from nestvec.engine.calibration.trial import Band, CostModel, Ground, Outcome, Recordings, Trial
 from nestvec.engine.calibration.truth import Truth, find_truth
 from nestvec.engine.plan import WIDER, Plan
 from nestvec.engine.progress import Progress
@@ -21,24 +21,27 @@ from nestvec.index.lists.model import ListModel
 from nestvec.index.scan import exact_search
 
 F32 = NDArray[np.float32]
-Run = Callable[[Trial, Plan], Outcome]
+Int64 = NDArray[np.int64]
+Run = Callable[[Trial, Sequence[Plan]], list[Outcome]]
 
 KS = (1, 10, 100, 1000)
 SELECTIVITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 DELTA = 0.05
-DEPTH = 5000  # of the truth; deeper, as for k 100 behind a filter of 1 %, the exact scan is cheaper anyway
+DEPTH = 3600  # of the truth; deeper, as for k 100 behind a filter of 1 %, the exact scan is cheaper anyway
 _MOST_OF_ROWS = 0.05
 EXACT_ROWS = 4000  # fewer that pass a filter are scanned: no plan is cheaper
-_ORDER = (10, 1, 100, 1000)
+_GROUPS = ((10, 1), (100,), (1000,))  # those of a group share a recording: for more neighbours it holds more
 _PATH_OF = {1: 10, 1000: 100}  # one neighbour says too little to find a path by, and a thousand cost too much
-_TOGETHER = 100  # one recording serves all ks up to it; more hits have their own, of fewer queries
 _EXPLORED, _LEAST_EXPLORED, _MOST_EXPLORED = 2000, 24, 128  # neighbours, queries, queries that find a path
 _PROMISED = {1000: 100}  # queries that measure a path; all for fewer neighbours
 _LEAST_RECALL = 0.7
 _FINE, _COARSE = 0.02, 0.1  # recall between neighbouring points
+_AT_ONCE = 6  # points replayed together: few in vain where a path ends early
+_TURNED = 1.25  # a point that much dearer than one more careful, and what follows, nobody wants
 _START: Margins = (0.4, 0.2, 0.12, 0.08)  # generous, in units of the spread: probes, codes, stages
 _START_NATS = 15.0  # the probes' where a tree routes
 _WIDER = 1.3  # for many neighbours
+_MORE, _ENOUGH = 1.5, 0.985  # margins of a path found for fewer neighbours, widened where they find less than enough
 _SAME_SCORE = 2e-5  # of the spread: what float32 products and their order of addition leave open
 
 
@@ -71,60 +74,71 @@ def _worthwhile(share: float, rows: int) -> list[int]:
     """The numbers of hits for which a plan could be cheaper than scanning what passes the filter."""
     if share * rows < EXACT_ROWS:
         return []
-    return [k for k in _ORDER if k / share <= min(DEPTH, _MOST_OF_ROWS * rows)]
+    return [k for group in _GROUPS for k in group if k / share <= min(DEPTH, _MOST_OF_ROWS * rows)]
 
 
 class _Measurement:
     """Of one band: `frontiers` makes those of some ks."""
 
     def __init__(self, band: Band, truth: Truth, slack: F32, queries: F32, exact_micros: float) -> None:
-        """`slack` f32 [b] is added to the k-th best score of each of queries f32 [b, dims]."""
-        self._band, self._truth, self._slack, self._queries = band, truth, slack, queries
+        """`slack` f32 [b] is added to the k-th best score of each of queries f32 [b, dims]; `truth`: of all bands."""
+        self._band, self._slack, self._queries = band, slack, queries
+        self._truth = truth if band.selectivity == 1 else truth.behind(band.allowed)
         self._exact_micros = exact_micros
         self._paths: dict[int, list[Step]] = {}
 
     def frontiers(self, ks: Sequence[int]) -> list[Frontier]:
         """Those of `ks`, in which a k whose path serves others comes before them."""
-        groups = [k for k in ks if k <= _TOGETHER], [k for k in ks if k > _TOGETHER]
+        groups = [[k for k in group if k in ks] for group in _GROUPS]
         return [frontier for group in groups if group for frontier in self._together(group)]
 
     def _together(self, ks: list[int]) -> list[Frontier]:
         """Frontiers that share a recording."""
-        batch = self._queries if ks[-1] <= _TOGETHER else self._queries[: _split(ks[-1], len(self._queries))[1].stop]
-        kth = {k: (self._truth.kth(k, self._band.allowed) + self._slack)[: len(batch)] for k in ks}
-        neighbours = Neighbours(self._truth, self._band, np.minimum.reduce(list(kth.values())))
+        batch = self._queries[: max(_split(k, len(self._queries))[1].stop for k in ks)]
+        kth = {k: (self._truth.kth(k) + self._slack)[: len(batch)] for k in ks}
+        true = {k: self._truth.reaching(kth[k]) for k in ks}
         explored, promised = {}, {}
         for k in ks:
-            both = [
-                Trial(self._band, k, batch, kth[k], neighbours.count(kth[k]), some) for some in _split(k, len(batch))
-            ]
-            explored[k], promised[k] = both
+            explored[k], promised[k] = (
+                Trial(self._band, k, batch, kth[k], true[k], some) for some in _split(k, len(batch))
+            )
         opened = {k: self._opened(explored[k]) for k in ks if _PATH_OF.get(k) not in ks}
         cost = CostModel(explored[ks[0]], _shape(explored[ks[0]]).plan(opened[ks[0]][-1]), self._exact_micros)
-        run = self._runner(explored[max(ks)], list(opened.values()), neighbours, cost)
+        run = self._runner(explored[max(ks)], list(opened.values()), np.maximum.reduce(list(true.values())), cost)
         found = []
         for k in ks:
             path = self._paths.get(_PATH_OF.get(k, 0)) or _path(explored[k], opened[k], run)
             self._paths[k] = path
-            found.append(_frontier(promised[k], path, run))
+            margins = spread_out(path, _COARSE if k == KS[-1] else _FINE)
+            found.append(_frontier(promised[k], [*dict.fromkeys([*opened.get(k, [])[:1], *margins])], run))
         return found
 
     def _opened(self, trial: Trial) -> list[Margins]:
         """Where the path of a trial starts."""
+        shape, recordings = _shape(trial), None
+        start = _start(trial.k, shape)
         if (path := self._paths.get(_PATH_OF.get(trial.k, 0))) is not None:
-            return [path[0].margins]
-        shape = _shape(trial)
-        return shrunk_together(lambda margins: trial.recall(shape.plan(margins)), _start(trial.k, shape))
+            margins = path[0].margins
+            if trial.recall(shape.plan(margins), None) < _ENOUGH:
+                margins = tuple(min(_MORE * each, most) for each, most in zip(margins, start, strict=True))
+            return [margins]
+        if shape.route == "soar":
+            batch = trial.queries  # the first of all
+            recordings = Recordings(
+                self._band, batch, trial.k, shape.plan(start), self._truth, trial.true[: len(batch)]
+            )
+        filtered = self._band.selectivity < 1
+        return shrunk_together(lambda each: trial.recall(shape.plan(each), recordings), start, filtered=filtered)
 
-    def _runner(self, trial: Trial, opened: list[list[Margins]], neighbours: Neighbours, cost: CostModel) -> Run:
+    def _runner(self, trial: Trial, opened: list[list[Margins]], depths: Int64, cost: CostModel) -> Run:
         """What runs plans up to the most generous start: by replays where searches can be recorded."""
         if self._band.ground.route == "ehi":
-            return lambda trial, plan: trial.search(plan, cost)
+            return lambda trial, plans: trial.search(plans, cost)
         widest = tuple(max(margins) for margins in zip(*(one[0] for one in opened), strict=True))
         shape = _shape(trial)
         plan = replace(shape, shortlist=WIDER * shape.shortlist).plan(widest)  # who finds too few is asked again
-        recordings = Recordings(self._band, trial.batch, trial.k, plan, neighbours)
-        return lambda trial, plan: trial.replay(recordings, plan, cost)
+        recordings = Recordings(self._band, trial.batch, trial.k, plan, self._truth, depths)
+        return lambda trial, plans: trial.replay(recordings, plans, cost)
 
 
 def _split(k: int, queries: int) -> tuple[range, range]:
@@ -177,22 +191,26 @@ def _path(trial: Trial, opened: list[Margins], run: Run) -> list[Step]:
     shape = _shape(trial)
 
     def step(margins: Margins) -> Step:
-        outcome = run(trial, shape.plan(margins))
+        (outcome,) = run(trial, [shape.plan(margins)])
         return Step(margins, float(outcome.recalls.mean()), outcome.micros)
 
     return descend(step, opened, _LEAST_RECALL)
 
 
-def _frontier(trial: Trial, path: list[Step], run: Run) -> Frontier:
-    """Points along a path, until recall is too low to want."""
+def _frontier(trial: Trial, path: list[Margins], run: Run) -> Frontier:
+    """Points along a path, until recall is too low to want, or cost rises: then searches find too few rows."""
     shape, points = _shape(trial), list[OperatingPoint]()
-    for margins in spread_out(path, _COARSE if trial.k == KS[-1] else _FINE):
-        plan = shape.plan(margins)
-        outcome = run(trial, plan)
-        recall, floor = float(outcome.recalls.mean()), lower_bound(outcome.recalls, DELTA)
-        points.append(OperatingPoint(plan, recall, floor, outcome.micros, outcome.bytes, outcome.rows))
-        if recall < _LEAST_RECALL:
-            break
+    plans = [shape.plan(margins) for margins in path]
+    for start in range(0, len(plans), _AT_ONCE):
+        together = plans[start : start + _AT_ONCE]
+        for plan, outcome in zip(together, run(trial, together), strict=True):
+            recall, floor = float(outcome.recalls.mean()), lower_bound(outcome.recalls, DELTA)
+            points.append(OperatingPoint(plan, recall, floor, outcome.micros, outcome.bytes, outcome.rows))
+            dear = outcome.micros > _TURNED * min(point.micros for point in points)
+            if recall < _LEAST_RECALL or dear:
+                return Frontier(
+                    trial.k, trial.band.selectivity, len(trial.chosen), tuple(points[: -1 if dear else None])
+                )
     return Frontier(trial.k, trial.band.selectivity, len(trial.chosen), tuple(points))
 
 

@@ -18,6 +18,8 @@ from nestvec.index.funnel import Cut, Stage
 
 _SHRINK, _SHRINK_ALL = 0.8, 0.85
 _NOTHING = 0.0005
+_TURNED = 1.5  # a step this much dearer than the cheapest before it: searches find too few, and are asked again
+_SAVED = 1.03  # what is dearer than the cheapest step by less than this is as cheap
 _COST_APART = 1.5  # ratio of costs between neighbouring points
 _CLOSE = 16  # steps closer than this part of what may lie between points are one point
 _LOSSES = (0.0, 0.001, 0.002, 0.004, 0.007, 0.012, 0.02, 0.03, 0.045, 0.07, 0.1, 0.15, 0.2, 0.3)
@@ -60,9 +62,9 @@ class Step:
 def descend(run: Callable[[Margins], Step], opened: Sequence[Margins], least: float) -> list[Step]:
     """The steps of the path, from those of `shrunk_together`, down to a recall of about `least`."""
     path = [run(margins) for margins in opened]
-    current = path[-1]
+    current = cheapest = path[-1]
     prices = dict.fromkeys(range(len(current.margins)), 0.0)  # recall lost per microsecond saved, when last measured
-    while prices and current.recall > least:
+    while prices and current.recall > least and current.micros < _TURNED * cheapest.micros:
         knob = min(prices, key=lambda each: prices[each])
         margin = current.margins[knob] * _SHRINK
         if margin < _LEAST_MARGIN:
@@ -72,21 +74,24 @@ def descend(run: Callable[[Margins], Step], opened: Sequence[Margins], least: fl
         prices[knob] = _price(current, tried)
         if prices[knob] <= min(prices.values()) + _SAME:
             current = tried
+            cheapest = min(cheapest, current, key=lambda step: step.micros)
             path.append(current)
     return path
 
 
-def shrunk_together(recall: Callable[[Margins], float], start: Margins) -> list[Margins]:
-    """The last two steps of shrinking all margins by the same ratio while that loses nothing to speak of.
+def shrunk_together(recall: Callable[[Margins], float], start: Margins, *, filtered: bool) -> list[Margins]:
+    """The last two steps of shrinking margins by the same ratio while that loses nothing to speak of: all of them, and
+    behind a filter, which needs lists from far off but no wider cuts, then all but the probes'.
 
     The last but one stays on the path: what a few queries do not miss, more of them may.
     """
     held, best = [start], recall(start)
-    while max(held[-1]) > _LEAST_MARGIN:  # where all rows are alike nothing is ever lost
-        tried = tuple(margin * _SHRINK_ALL for margin in held[-1])
-        if recall(tried) < best - _NOTHING:
-            break
-        held.append(tried)
+    for first in (0, 1) if filtered else (0,):
+        while max(held[-1][first:]) > _LEAST_MARGIN:  # where all rows are alike nothing is ever lost
+            tried = (*held[-1][:first], *(margin * _SHRINK_ALL for margin in held[-1][first:]))
+            if recall(tried) < best - _NOTHING:
+                break
+            held.append(tried)
     return held[-2:]
 
 
@@ -100,7 +105,11 @@ def _price(now: Step, then: Step) -> float:
 
 def spread_out(path: Sequence[Step], apart: float) -> list[Margins]:
     """The margins worth measuring well, most careful first: the path's start, then for each of some losses of recall
-    the cheapest step that loses no more, and steps between where two of these lie far `apart` in recall, or in cost."""
+    the cheapest step that loses no more, and steps between where two of these lie far `apart` in recall, or in cost.
+
+    The path ends where what follows is not cheaper."""
+    least = min(step.micros for step in path)
+    path = path[: 1 + next(i for i, step in enumerate(path) if step.micros <= _SAVED * least)]
     best = max(step.recall for step in path)
     chosen = [path[0]]
     for loss in _LOSSES:

@@ -20,7 +20,7 @@ from nestvec.engine.writer import Encode
 F32 = NDArray[np.float32]
 
 MOST = 1000
-_LEAST, _ROWS_TIMES_QUERIES = 500, 600_000_000  # truth costs their product
+_LEAST, _ROWS_TIMES_QUERIES = 512, 576_000_000  # truth costs their product
 _ENOUGH_TEXTS = 300
 _SPAN = (4, 12)  # words of a text that stand for a question about it
 _MIXED = 0.3  # a held-out document is moved up to this share of the way to another one

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,10 +19,10 @@ from nestvec.index.metric import Metric
 F32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
-Ask = Callable[[Plan, Int64], tuple[Int64, Counts]]
-"""Of a plan and numbers of queries: how many true neighbours each finds, and what it touches."""
+Ask = Callable[[Sequence[Plan], Int64], list[tuple[Int64, Counts]]]
+"""Of plans and numbers of queries: for each plan how many true neighbours each query finds, and what it touches."""
 
-_TIMED = 24
+_TIMED = 12
 _SEED = 7
 
 
@@ -45,7 +45,10 @@ class Ground:
 
 
 class Band:
-    """The rows that one random filter lets through, and their searcher. `allowed` is a mask over all rows."""
+    """The rows that one random filter lets through, and their searchers. `allowed` is a mask over all rows.
+
+    `searcher` finds and counts what `timed` does, in less time where the filter is narrow.
+    """
 
     def __init__(self, ground: Ground, selectivity: float) -> None:
         self.ground, self.selectivity = ground, selectivity
@@ -56,13 +59,13 @@ class Band:
         self.rows = int(np.count_nonzero(self.allowed))
         ends = np.cumsum([view.segment.rows for view in ground.views])
         masks = np.split(self.allowed, ends[:-1])
-        self.searcher = ListSearcher(
-            [
-                SearchPart(view.first, view.segment.vectors, view.segment.seqs, None if mask.all() else mask.copy())
-                for view, mask in zip(ground.views, masks, strict=True)
-                if isinstance(view.first, ListIndex)
-            ]
-        )
+        parts = [
+            SearchPart(view.first, view.segment.vectors, view.segment.seqs, None if mask.all() else mask.copy())
+            for view, mask in zip(ground.views, masks, strict=True)
+            if isinstance(view.first, ListIndex)
+        ]
+        self.timed = ListSearcher(parts)
+        self.searcher = ListSearcher(parts, narrowed=ground.threads)
 
 
 @dataclass(frozen=True)
@@ -94,44 +97,50 @@ class Trial:
         """Those that are tried, f32 [len(chosen), dims]."""
         return self.batch[self.chosen.start : self.chosen.stop]
 
-    def recall(self, plan: Plan) -> float:
-        """Mean recall@k of one search each; who finds too few rows is not asked again."""
-        found, _ = self._searched(plan, np.arange(len(self.chosen)))
+    def recall(self, plan: Plan, recordings: Recordings | None) -> float:
+        """Mean recall@k of one search each, or of its replay; who finds too few rows is not asked again."""
+        ask = self._searched if recordings is None else self._replayed(recordings)
+        ((found, _),) = ask([plan], np.arange(len(self.chosen)))
         return float(np.minimum(found / min(self.k, self.band.rows), 1.0).mean())
 
-    def search(self, plan: Plan, cost: CostModel) -> Outcome:
-        """What the engine would find and spend with this plan."""
-        return self._outcome(self._searched, plan, cost)
+    def search(self, plans: Sequence[Plan], cost: CostModel) -> list[Outcome]:
+        """What the engine would find and spend with each of these plans."""
+        return self._outcomes(self._searched, plans, cost)
 
-    def replay(self, recordings: Recordings, plan: Plan, cost: CostModel) -> Outcome:
+    def replay(self, recordings: Recordings, plans: Sequence[Plan], cost: CostModel) -> list[Outcome]:
         """The same from recordings of the whole batch in this band."""
+        return self._outcomes(self._replayed(recordings), plans, cost)
 
-        def ask(plan: Plan, some: Int64) -> tuple[Int64, Counts]:
+    def _replayed(self, recordings: Recordings) -> Ask:
+        def ask(plans: Sequence[Plan], some: Int64) -> list[tuple[Int64, Counts]]:
             queries = some + self.chosen.start
-            return recordings.replay(queries, self.k, plan, self.true[queries])
+            return recordings.replay(queries, self.k, plans, self.true[queries])
 
-        return self._outcome(ask, plan, cost)
+        return ask
 
-    def _searched(self, plan: Plan, some: Int64) -> tuple[Int64, Counts]:
+    def _searched(self, plans: Sequence[Plan], some: Int64) -> list[tuple[Int64, Counts]]:
         queries, floors = self.queries[some], self.floors[self.chosen.start : self.chosen.stop][some]
-        scores, counts = self.band.searcher.count_batch(queries, self.k, plan.funnel, self.band.ground.threads)
-        return np.count_nonzero(scores >= floors[:, None], axis=1), counts
+        found = []
+        for plan in plans:
+            scores, counts = self.band.searcher.count_batch(queries, self.k, plan.funnel, self.band.ground.threads)
+            found.append((np.count_nonzero(scores >= floors[:, None], axis=1), counts))
+        return found
 
-    def _outcome(self, ask: Ask, plan: Plan, cost: CostModel) -> Outcome:
+    def _outcomes(self, ask: Ask, plans: Sequence[Plan], cost: CostModel) -> list[Outcome]:
         """As the engine does: what finds too few rows is asked again, with a wider plan, then exactly."""
-        wanted = min(self.k, self.band.rows)
-        recalls, spent = np.ones(len(self.chosen)), np.zeros(3)
-        left = np.arange(len(self.chosen))
-        for again in (plan, wider(plan)):
-            if not len(left):
-                break
-            found, counts = ask(again, left)
-            recalls[left] = np.minimum(found / wanted, 1.0)
-            spent += cost.spent(counts)
-            left = left[counts.hits < wanted]
-        recalls[left] = 1.0
-        spent += len(left) * self.band.rows * np.array([cost.exact_micros, self.band.ground.row_bytes, 1])
-        return Outcome(recalls, *(spent / len(recalls)).tolist())
+        wanted, outcomes = min(self.k, self.band.rows), list[Outcome]()
+        for plan, (found, counts) in zip(plans, ask(plans, np.arange(len(self.chosen))), strict=True):
+            recalls, spent = np.minimum(found / wanted, 1.0), cost.spent(counts)
+            left = np.flatnonzero(counts.hits < wanted)
+            if len(left):
+                ((found, counts),) = ask([wider(plan)], left)
+                recalls[left] = np.minimum(found / wanted, 1.0)
+                spent += cost.spent(counts)
+                left = left[counts.hits < wanted]
+            recalls[left] = 1.0
+            spent += len(left) * self.band.rows * np.array([cost.exact_micros, self.band.ground.row_bytes, 1])
+            outcomes.append(Outcome(recalls, *(spent / len(recalls)).tolist()))
+        return outcomes
 
 
 class CostModel:
@@ -139,7 +148,7 @@ class CostModel:
 
     def __init__(self, trial: Trial, plan: Plan, exact_micros: float) -> None:
         """Timed on a few queries of `trial`; `exact_micros`: what the exact scan takes for a row."""
-        search = trial.band.searcher.search_counted
+        search = trial.band.timed.search_counted
         works = [search(query, trial.k, plan.funnel)[2] for query in trial.queries[:_TIMED]]
         # Medians: one query that the system interrupted would count for all.
         self._route = float(np.median([work.micros["route"] for work in works]))
@@ -159,26 +168,31 @@ class Recordings:
     """The searches of a batch in one band, recorded under a generous plan; who finds too few rows then is asked again
     with a wider plan, which is recorded for those that need it."""
 
-    def __init__(self, band: Band, batch: F32, k: int, plan: Plan, neighbours: Neighbours) -> None:
-        """`plan`: the most generous one that will be replayed for up to k hits; `neighbours`: of the batch."""
-        self._band, self._batch, self._k, self._plan, self._neighbours = band, batch, k, plan, neighbours
+    def __init__(self, band: Band, batch: F32, k: int, plan: Plan, truth: Truth, depths: Int64) -> None:
+        """`plan`: the most generous one that will be replayed, for up to k hits. Of the band's `truth` the first
+        `depths` int64 [b] rows of each query of the batch are true neighbours."""
+        self._band, self._batch, self._k, self._plan, self._truth, self._depths = band, batch, k, plan, truth, depths
         self._first = self._record(np.arange(len(batch)), plan)
         self._again: Recording | None = None
         self._place = np.full(len(batch), -1, np.int64)  # of a query in the second recording
 
-    def replay(self, queries: Int64, k: int, plan: Plan, true: Int64) -> tuple[Int64, Counts]:
-        """How many of their first `true` int64 [m] neighbours some queries, int64 [m], find, and what they touch.
+    def replay(self, queries: Int64, k: int, plans: Sequence[Plan], true: Int64) -> list[tuple[Int64, Counts]]:
+        """How many of their first `true` int64 [m] neighbours some queries, int64 [m], find under each plan, and what
+        they touch.
 
         A shortlist's margin beyond the recorded one is cut to it: of rows that are few it takes hardly less.
         """
         recording, places = self._first, queries
-        if not recording.covers(plan.funnel):
+        if not all(recording.covers(plan.funnel) for plan in plans):
             recording, places = self._wider(queries)
+        cut = [replace(plan, shortlist=self._cut(plan)).funnel for plan in plans]
+        return recording.replay(places, k, cut, true, self._band.ground.threads)
+
+    def _cut(self, plan: Plan) -> Cut:
         cut, most = plan.shortlist, self._plan.shortlist
         assert cut is not None
         assert most is not None
-        cut = Cut(min(cut.keep, most.keep), min(cut.margin, most.margin))
-        return recording.replay(places, k, replace(plan, shortlist=cut).funnel, true, self._band.ground.threads)
+        return Cut(min(cut.keep, most.keep), min(cut.margin, most.margin))
 
     def _wider(self, queries: Int64) -> tuple[Recording, Int64]:
         """A recording of these queries under a wider plan, and their places in it."""
@@ -194,27 +208,7 @@ class Recordings:
         return self._again, self._place[queries]
 
     def _record(self, queries: Int64, plan: Plan) -> Recording:
-        starts, rows = self._neighbours.rows
-        lengths = np.diff(starts)[queries]
-        ends = np.cumsum(lengths)
-        chosen = np.repeat(starts[queries] - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
-        truth = np.concatenate([[0], ends]).astype(np.int64), rows[chosen]
+        starts, depths = self._truth.starts[queries].tolist(), self._depths[queries]
+        rows = [self._truth.rows[start : start + depth] for start, depth in zip(starts, depths.tolist(), strict=True)]
+        truth = np.append(0, np.cumsum(depths)), np.concatenate(rows)
         return self._band.searcher.record(self._batch[queries], self._k, plan.funnel, truth, self._band.ground.threads)
-
-
-class Neighbours:
-    """The truth of one band: for each query the rows down to some floor, best first."""
-
-    def __init__(self, truth: Truth, band: Band, floors: F32) -> None:
-        """`floors` f32 [b], of the first b queries of `truth`: rows that score less are left out."""
-        end = int(truth.starts[len(floors)])
-        query = np.repeat(np.arange(len(floors)), np.diff(truth.starts[: len(floors) + 1]))
-        kept = np.flatnonzero(band.allowed[truth.rows[:end]] & (truth.scores[:end] >= floors[query]))
-        self._query, self._scores, self._size = query[kept], truth.scores[kept], len(floors)
-        starts = np.concatenate([[0], np.cumsum(np.bincount(self._query, minlength=self._size))])
-        self.rows: tuple[Int64, Int64] = starts.astype(np.int64), truth.rows[kept]
-
-    def count(self, floors: F32) -> Int64:
-        """How many of each query score at least floors f32 [b], none of them below those given before; int64 [b]."""
-        counts = np.bincount(self._query[self._scores >= floors[self._query]], minlength=self._size)
-        return counts.astype(np.int64)

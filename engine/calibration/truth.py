@@ -23,7 +23,7 @@ F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 _BLOCK_NUMBERS = 1 << 25  # stored numbers between two ticks: a fraction of a second
-_SAMPLE = 20_000  # rows from which the depth of each query's list is guessed
+_SAMPLE = 12_000  # rows from which the depth of each query's list is guessed
 _SLACK = 1.5  # lists are this much longer than asked for, on average: guesses err
 
 
@@ -40,20 +40,27 @@ class Truth:
     scores: F32
     floors: F32
 
-    def kth(self, k: int, allowed: Mask | None) -> F32:
-        """The k-th best score among the allowed rows (mask over all parts), float32 [b].
+    def behind(self, allowed: Mask) -> Truth:
+        """What of it a mask over all parts lets through."""
+        kept = np.flatnonzero(allowed[self.rows])
+        starts = np.searchsorted(kept, self.starts)
+        return Truth(starts, self.rows[kept], self.scores[kept], self.floors)
+
+    def kth(self, k: int) -> F32:
+        """The k-th best score of each query, float32 [b].
 
         Where the list ends before, its floor: too high, so that recall is understated there and never overstated.
         """
         at = self.starts[:-1] + (k - 1)
-        if allowed is not None:
-            passed = np.flatnonzero(allowed[self.rows])
-            wanted = np.searchsorted(passed, self.starts[:-1]) + (k - 1)
-            at = np.append(passed, len(self.rows))[np.minimum(wanted, len(passed))]
         listed = at < self.starts[1:]
         best = self.floors.copy()
         best[listed] = self.scores[at[listed]]
         return best
+
+    def reaching(self, floors: F32) -> NDArray[np.int64]:
+        """How many rows of each of the first queries score at least floors f32 [m], int64 [m]."""
+        lists = (self.scores[start:stop][::-1] for start, stop in pairwise(self.starts))
+        return np.array([len(a) - np.searchsorted(a, floor) for a, floor in zip(lists, floors, strict=False)], np.int64)
 
 
 def find_truth(
@@ -88,15 +95,17 @@ def find_truth(
 
 def _sorted(found: list[tuple[NDArray[np.int64], NDArray[np.int64], F32]], floors: F32) -> Truth:
     """What the blocks found, query by query, best first."""
-    counts, rows, scores = (np.concatenate(each) for each in zip(*found, strict=True))
-    # Few numbers of 16 bits sort fastest: by radix.
-    number = np.repeat(np.tile(np.arange(len(floors), dtype=np.min_scalar_type(len(floors))), len(found)), counts)
-    order = np.argsort(number, kind="stable")
-    descending = -scores[order]
-    starts = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(floors)))])
-    for start, stop in pairwise(starts):
-        order[start:stop] = order[start:stop][np.argsort(descending[start:stop], kind="stable")]
-    return Truth(starts, rows[order], scores[order], floors)
+    ends = [np.append(0, np.cumsum(counts)).tolist() for counts, _, _ in found]
+    rows, scores = list[NDArray[np.int64]](), list[F32]()
+    for q in range(len(floors)):
+        parts = [slice(end[q], end[q + 1]) for end in ends]
+        score = np.concatenate([each[part] for (_, _, each), part in zip(found, parts, strict=True)])
+        row = np.concatenate([each[part] for (_, each, _), part in zip(found, parts, strict=True)])
+        order = np.argsort(-score)
+        rows.append(row[order])
+        scores.append(score[order])
+    starts = np.cumsum([0, *(len(row) for row in rows)])
+    return Truth(starts, np.concatenate(rows), np.concatenate(scores), floors)
 
 
 def _floors(parts: Sequence[NDArray[Any]], allowed: Mask, queries: F32, depth: int, metric: Metric) -> F32:

@@ -41,28 +41,34 @@ class RecordingHolder {
 
     Recording& operator[](size_t query) { return recordings_[query]; }
 
-    py::tuple replay(const py::array& queries, py::ssize_t k, const PlanHolder& plan, const py::array& wanted,
+    py::tuple replay(const py::array& queries, py::ssize_t k, const std::vector<PlanHolder>& plans, const py::array& wanted,
                      py::ssize_t threads) const {
         check(queries, "queries", 'i', 8, "int64", {-1});
-        const py::ssize_t total = queries.shape(0);
+        const py::ssize_t total = queries.shape(0), many = py::ssize_t(plans.size());
         const int64_t* numbers = data<int64_t>(queries);
         if (std::any_of(numbers, numbers + total, [&](int64_t i) { return i < 0 || size_t(i) >= recordings_.size(); }))
             throw py::value_error("queries must be from 0 to " + std::to_string(recordings_.size() - 1));
         check(wanted, "wanted", 'i', 8, "int64", {total});
         PlanHolder::positive(threads, "threads");
-        check_stricter(PlanHolder::positive(k, "k"), plan.plan);
-        const py::ssize_t width = py::ssize_t(4 + plan.plan.stages.size());
-        py::array_t<int64_t> counts({total, width}), found(total);
+        PlanHolder::positive(k, "k");
+        const size_t stages = plans.empty() ? 0 : plans[0].plan.stages.size();
+        for (const PlanHolder& one : plans) {
+            check_stricter(size_t(k), one.plan);
+            if (one.plan.stages.size() != stages) throw py::value_error("plans that are replayed together need as many stages each");
+        }
+        const py::ssize_t width = py::ssize_t(4 + stages);
+        py::array_t<int64_t> counts({many, total, width}), found({many, total});
         int64_t *count = counts.mutable_data(), *hits = found.mutable_data();
         const int64_t* most = data<int64_t>(wanted);
         std::atomic<py::ssize_t> next{0};
         {
             const py::gil_scoped_release unlocked;
             in_threads(size_t(threads), [&](size_t) {
-                Replay replay;
+                Replay replay;  // a query's recording stays in the cache for all plans
                 for (py::ssize_t i; (i = next.fetch_add(1)) < total;)
-                    hits[i] = replay.run(recordings_[size_t(numbers[i])], size_t(k), plan.plan,
-                                         size_t(std::max<int64_t>(most[i], 0)), count + i * width);
+                    for (py::ssize_t p = 0, at = i; p < many; ++p, at += total)
+                        hits[at] = replay.run(recordings_[size_t(numbers[i])], size_t(k), plans[size_t(p)].plan,
+                                              size_t(std::max<int64_t>(most[i], 0)), count + at * width);
             });
         }
         return py::make_tuple(counts, found);

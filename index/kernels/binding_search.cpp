@@ -9,6 +9,7 @@
 
 #include "binding_recording.hpp"
 #include "binding_segment.hpp"
+#include "narrowed.hpp"
 #include "threads.hpp"
 
 namespace nestvec {
@@ -40,6 +41,27 @@ class SearcherHolder {
         int8_ = int8_ && model.model.rescore_dims > 0;
         searcher_ = std::make_unique<Searcher>(model.model, std::move(plain), current_isa());
     }
+
+    // The same searcher, with copies of those postings alone that masks let through.
+    std::unique_ptr<SearcherHolder> narrowed(py::ssize_t threads) const {
+        PlanHolder::positive(threads, "threads");
+        auto made = std::make_unique<SearcherHolder>(segments_, model_ref_, int8_);
+        std::vector<Segment> plain;
+        {
+            const py::gil_scoped_release unlocked;
+            for (const SegmentHolder& one : segments_) {
+                plain.push_back(one.segment);
+                if (!one.segment.allowed) continue;
+                made->narrowed_.push_back(std::make_unique<Narrowed>(one.segment, one.lists, size_t(threads)));
+                plain.back() = made->narrowed_.back()->segment();
+            }
+        }
+        made->searcher_ = std::make_unique<Searcher>(searcher_->over(std::move(plain)));
+        return made;
+    }
+
+    SearcherHolder(const std::vector<SegmentHolder>& segments, py::object model_ref, bool int8)
+        : segments_(segments), model_ref_(std::move(model_ref)), int8_(int8) {}
 
     py::tuple search(const py::array& query, py::ssize_t k, const PlanHolder& plan, int64_t first) const {
         Scratch& scratch = thread_scratch();
@@ -246,6 +268,7 @@ class SearcherHolder {
 
     std::vector<SegmentHolder> segments_;
     py::object model_ref_;  // the model's arrays must outlive this
+    std::vector<std::unique_ptr<Narrowed>> narrowed_;
     std::unique_ptr<Searcher> searcher_;
     bool int8_ = true;
 };
@@ -293,7 +316,8 @@ void bind_search(py::module_& module) {
         .def("search", &SearcherHolder::search, py::arg("query"), py::arg("k"), py::arg("plan"), py::arg("first") = 0)
         .def("search_counted", &SearcherHolder::search_counted)
         .def("search_batch", &SearcherHolder::search_batch)
-        .def("record", &SearcherHolder::record);
+        .def("record", &SearcherHolder::record)
+        .def("narrowed", &SearcherHolder::narrowed);
     py::class_<RecordingHolder>(module, "Recording")
         .def("replay", &RecordingHolder::replay)
         .def("extend", &RecordingHolder::extend);

@@ -96,6 +96,7 @@ class Candidates {
     }
 
     const std::vector<uint64_t>& keys() const { return keys_; }
+    uint32_t deficit(uint32_t number) const { return deficits_[number]; }
 
     // The kept: within the limit, and the best `keep` of them by (deficit, name of the key). Order is free.
     template <class Name>

@@ -27,7 +27,6 @@ struct Searcher::Query {
     float inverse = 0;      // table steps per score
     size_t rows = 0;        // alive, their keys in s.keys once the lists are scanned: segment and place, then row
     size_t block = 0;       // of the schedule, next to sum
-    int64_t codes = 0;      // summed
     float factor8 = 0;      // of int8 sums
     Pending pending{};
     Recording* recording = nullptr;  // of all that the scan hands on, where somebody asked

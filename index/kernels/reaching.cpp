@@ -59,11 +59,11 @@ NESTVEC_AVX512 Coded code(const T* x, size_t dims, const float* centre, float* y
     coded.along = _mm512_reduce_add_ps(products);
     coded.sure = coded.norm < kMostNorm;
     coded.step = coded.sure ? usable(_mm512_reduce_max_ps(most) / 127.0f) : kMostNorm;
-    const __m512 step = _mm512_set1_ps(coded.step);
+    const __m512 step = _mm512_set1_ps(coded.step), steps = _mm512_set1_ps(1.0f / coded.step);
     __m512i sums = _mm512_setzero_si512();
     for (size_t j = 0; j < dims; j += kLanes) {
         const __m512 a = _mm512_loadu_ps(y + j);
-        const __m512i whole = _mm512_cvtps_epi32(_mm512_div_ps(a, step));
+        const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(a, steps));
         const __m512 gap = _mm512_sub_ps(a, _mm512_mul_ps(_mm512_cvtepi32_ps(whole), step));
         _mm_storeu_si128((__m128i*)(out + j), _mm512_cvtepi32_epi8(whole));
         sums = _mm512_add_epi32(sums, whole);

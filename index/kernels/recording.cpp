@@ -11,6 +11,8 @@ namespace nestvec {
 namespace {
 
 constexpr uint32_t kCounted = 1024;  // deficits that are counted; a greater one is rare
+constexpr uint16_t kUnmet = UINT16_MAX;
+static_assert(kDeficits <= kUnmet, "a deficit fits 16 bits");
 
 // How many lists the plan visits: see Searcher::choose_lists.
 size_t visited(const Recording& recording, size_t k, const Plan& plan) {
@@ -25,7 +27,7 @@ size_t visited(const Recording& recording, size_t k, const Plan& plan) {
 }
 
 // The n-th least of the deficits, 1 <= n <= size.
-uint32_t nth_least(const std::vector<uint32_t>& deficits, size_t n, std::vector<uint32_t>& counts, std::vector<uint32_t>& copy) {
+uint32_t nth_least(const std::vector<uint16_t>& deficits, size_t n, std::vector<uint32_t>& counts, std::vector<uint16_t>& copy) {
     counts.assign(kCounted, 0);
     for (const uint32_t deficit : deficits) ++counts[std::min(deficit, kCounted - 1)];
     size_t below = 0;
@@ -56,15 +58,13 @@ bool Searcher::record(const float* vector, size_t k, const Plan& plan, Scratch& 
         recording.lists.push_back(key_score(query.lists[i]));
         recording.codes.push_back(recording.codes.back() + postings_[uint32_t(query.lists[i])]);
     }
-    recording.ends.assign(1, 0);
+    recording.ends.resize(route.lists + 1, uint32_t(recording.rows.size()));
     recording.known.assign(1, 0);
-    uint32_t end = 0, known = 0;
-    for (uint32_t rank = 0; rank < route.lists; ++rank) {
-        for (; end < recording.touched.size() && recording.touched[end].rank == rank; ++end)
-            known = std::max(known, recording.touched[end].row + 1);
-        recording.ends.push_back(end);
+    for (uint32_t list = 0, known = 0, i = 0; list < route.lists; ++list) {
+        for (; i < recording.ends[list + 1]; ++i) known = std::max(known, recording.rows[i] + 1);
         recording.known.push_back(known);
     }
+    recording.names.reserve(s.keys.size());
     for (const uint64_t key : s.keys) recording.names.push_back(row_key(key));
     record_stages(query);
     return true;
@@ -87,47 +87,49 @@ void Searcher::record_stages(Query& query) const {
     }
 }
 
-// The rows whose codes the plan keeps, in alive_: see Candidates.
-void Replay::shortlist(const Recording& recording, size_t lists, size_t k, const Plan& plan) {
+// The rows whose codes the plan keeps, the first of alive_, and how many: see Candidates.
+size_t Replay::shortlist(const Recording& recording, size_t lists, size_t k, const Plan& plan) {
     const size_t n = recording.known[lists], keep = std::max(plan.keep, k);
-    deficits_.assign(n, UINT32_MAX);
+    deficits_.assign(n, kUnmet);
     for (size_t i = 0; i < recording.ends[lists]; ++i) {
-        const Recording::Touched& one = recording.touched[i];
-        deficits_[one.row] = std::min(deficits_[one.row], one.deficit);
+        uint16_t& held = deficits_[recording.rows[i]];
+        held = std::min(held, recording.deficits[i]);
     }
     uint32_t limit = UINT32_MAX;
     if (n >= k) limit = nth_least(deficits_, k, counts_, copy_) + deficits_in(plan.margin, recording.unit, recording.inverse);
-    alive_.clear();
-    for (size_t i = 0; i < n; ++i)
-        if (deficits_[i] <= limit) alive_.push_back(i);
-    if (alive_.size() <= keep) return;
+    uint64_t* alive = sized(alive_, n);
+    size_t left = 0;
+    for (size_t i = 0; i < n; ++i) {
+        alive[left] = i;
+        left += deficits_[i] <= limit;
+    }
+    if (left <= keep) return left;
     const auto better = [&](uint64_t a, uint64_t b) {
         return deficits_[a] != deficits_[b] ? deficits_[a] < deficits_[b] : recording.names[a] < recording.names[b];
     };
-    std::nth_element(alive_.begin(), alive_.begin() + std::ptrdiff_t(keep - 1), alive_.end(), better);
-    alive_.resize(keep);
+    std::nth_element(alive, alive + keep - 1, alive + left, better);
+    return keep;
 }
 
 int64_t Replay::run(const Recording& recording, size_t k, const Plan& plan, size_t wanted, int64_t* counts) {
     const size_t lists = visited(recording, k, plan), rows = recording.names.size();
-    shortlist(recording, lists, k, plan);
+    size_t left = shortlist(recording, lists, k, plan);
+    uint64_t* alive = alive_.data();
     *counts++ = int64_t(lists);
     *counts++ = recording.codes[lists];
-    *counts++ = int64_t(alive_.size());
+    *counts++ = int64_t(left);
     const float* recorded = recording.scores.data();
     for (const Stage& stage : plan.stages) {
-        float* scores = sized(scores_, alive_.size());
-        for (size_t i = 0; i < alive_.size(); ++i) scores[i] = recorded[alive_[i]];
+        float* scores = sized(scores_, left);
+        for (size_t i = 0; i < left; ++i) scores[i] = recorded[alive[i]];
         const auto name = [&](uint64_t row) { return recording.names[row]; };
-        const size_t left = cut(scores, alive_.data(), name, alive_.size(), k, std::max(stage.keep, k),
-                                stage.margin * recording.unit, sorted_, order_,
-                                [&](size_t to, size_t from) { alive_[to] = alive_[from]; });
-        alive_.resize(left);
+        left = cut(scores, alive, name, left, k, std::max(stage.keep, k), stage.margin * recording.unit, sorted_, order_,
+                   [&](size_t to, size_t from) { alive[to] = alive[from]; });
         *counts++ = int64_t(left);
         recorded += rows;
     }
-    *counts = int64_t(std::min(k, alive_.size()));
-    return std::count_if(alive_.begin(), alive_.end(), [&](uint64_t row) { return recording.ranks[row] < wanted; });
+    *counts = int64_t(std::min(k, left));
+    return std::count_if(alive, alive + left, [&](uint64_t row) { return recording.ranks[row] < wanted; });
 }
 
 }  // namespace nestvec

@@ -20,10 +20,11 @@ class Recording:
         self._funnel, self._k, self._plan = funnel, k, plan
         self._queries, self._truth = [*queries], [*truth]
 
-    def replay(self, queries: Int64, k: int, plan: Plan, wanted: Int64, threads: int) -> tuple[Int64, Int64]:
-        """Some queries, i64 [m] numbers, under a plan at most as generous as the recorded one, with the same stages (or
-        the first of them): counts i64 [m, 4 + stages] as of `search_batch`, and i64 [m]: how many of the first `wanted`
-        (i64 [m]) true rows of each come to the exact step. Raises ValueError for other plans and queries.
+    def replay(self, queries: Int64, k: int, plans: Sequence[Plan], wanted: Int64, threads: int) -> tuple[Int64, Int64]:
+        """Some queries, i64 [m] numbers, under p plans at most as generous as the recorded one, with the same stages
+        (or the first of them, as many for each): counts i64 [p, m, 4 + stages] as of `search_batch`, and i64 [p, m]:
+        how many of the first `wanted` (i64 [m]) true rows of each come to the exact step. Raises ValueError for other
+        plans and queries.
         """
         check_array(queries, "queries", [np.int64], (-1,))
         if len(queries) and not (queries.min() >= 0 and queries.max() < len(self._queries)):
@@ -31,13 +32,18 @@ class Recording:
         check_array(wanted, "wanted", [np.int64], (len(queries),))
         check_count(threads, "threads")
         check_count(k, "k")
-        self._check_stricter(k, plan)
-        counts = np.zeros((len(queries), 4 + len(plan.stages)), np.int64)
-        found = np.zeros(len(queries), np.int64)
-        for i, number in enumerate(queries.tolist()):
-            steps, rows = self._funnel(self._queries[number], k, plan)
-            counts[i] = [*steps, min(k, len(rows))]
-            found[i] = np.isin(rows, self._truth[number][: max(int(wanted[i]), 0)]).sum()
+        stages = {len(plan.stages) for plan in plans} or {0}
+        for plan in plans:
+            self._check_stricter(k, plan)
+        if len(stages) > 1:
+            raise ValueError("plans that are replayed together need as many stages each")
+        counts = np.zeros((len(plans), len(queries), 4 + stages.pop()), np.int64)
+        found = np.zeros((len(plans), len(queries)), np.int64)
+        for p, plan in enumerate(plans):
+            for i, number in enumerate(queries.tolist()):
+                steps, rows = self._funnel(self._queries[number], k, plan)
+                counts[p, i] = [*steps, min(k, len(rows))]
+                found[p, i] = np.isin(rows, self._truth[number][: max(int(wanted[i]), 0)]).sum()
         return counts, found
 
     def extend(self, other: Recording) -> None:

@@ -82,6 +82,13 @@ class Searcher:
             seqs[i, : len(found)], scores[i, : len(found)] = found, best
         return seqs, scores, counts
 
+    def narrowed(self, threads: int) -> Searcher:
+        """A searcher with the same answers. The C++ one holds copies of those postings alone whose rows masks let
+        through: for many searches behind one narrow filter.
+        """
+        check_count(threads, "threads")
+        return self
+
     def record(self, queries: Float32, k: int, plan: Plan, starts: Int64, rows: Int64, threads: int) -> Recording:
         """What stricter plans would do with each of f32 queries [b, dims], and how much of the truth they would find.
 

@@ -120,6 +120,7 @@ void Searcher::choose_lists(const float* scores, float reach, size_t k, const Pl
             postings += postings_[uint32_t(s.lists[route.start + route.lists])];
     }
     s.lists.resize(route.start + route.lists);
+    route.postings = postings;
 }
 
 void Searcher::make_tables(Query& query) const {
@@ -172,7 +173,6 @@ void Searcher::scan_list(Query& query, size_t rank, size_t number) const {
     const Segment& segment = segments_[number];
     const size_t start = size_t(segment.offsets[list]), count = size_t(segment.counts[list]);
     if (count == 0) return;
-    query.codes += int64_t(count);
     const float behind = ((query.route.best + bias_top_) - (key_score(key) + segment.bias_top)) * query.inverse;
     const uint32_t offset = behind < float(kMaxOffset) ? uint32_t(std::max(std::nearbyintf(behind), 0.0f)) : kMaxOffset;  // NaN: the last
     const size_t blocks = (count + kBlock - 1) / kBlock;
@@ -221,8 +221,12 @@ NESTVEC_INLINE void Searcher::admit_each(Query& query, const Note& note) const {
 void Searcher::admit(Query& query) const {
     if (query.pending.found == 0) return;
     if (!query.recording) return admit_each(query, [](uint32_t, uint32_t) {});
+    Recording& recording = *query.recording;
+    recording.ends.resize(query.pending.rank + 1, uint32_t(recording.rows.size()));
     admit_each(query, [&](uint32_t row, uint32_t deficit) {
-        query.recording->touched.push_back({row, deficit, uint32_t(query.pending.rank)});
+        if (query.s.candidates.deficit(row) < deficit) return;  // a list before has it closer
+        recording.rows.push_back(row);
+        recording.deficits.push_back(uint16_t(deficit));
     });
 }
 
@@ -305,7 +309,7 @@ void Searcher::answer(const float* vector, size_t k, const Plan& plan, const Rou
     int64_t* counts = counters.counts;
     if (counts) {
         *counts++ = int64_t(route.lists);
-        *counts++ = query.codes;
+        *counts++ = route.postings;
         *counts++ = int64_t(query.rows);
     }
     size_t int8_from = 0, stored_from = 0;

@@ -82,6 +82,7 @@ constexpr int64_t kPostingsPerHit = 4;  // that the lists to visit must hold, wh
 struct Route {
     float unit, best;
     size_t start, lists;
+    int64_t postings;  // of those lists
 };
 
 // A margin in table steps.
@@ -134,6 +135,14 @@ class Searcher {
 
     // A search whose cuts are not made but recorded; see recording.hpp. Returns false where the query is not finite.
     bool record(const float* query, size_t k, const Plan& plan, Scratch& scratch, Recording& recording) const;
+
+    // The same over other segments, which hold of every list the postings of allowed rows alone: see Narrowed. Counts
+    // stay those of all postings.
+    Searcher over(std::vector<Segment> narrowed) const {
+        Searcher made = *this;
+        made.segments_ = std::move(narrowed);
+        return made;
+    }
 
     const Model& model() const { return model_; }
 

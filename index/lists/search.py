@@ -120,8 +120,12 @@ class ListSearcher:
     `native` is what does the work, for loops that check queries themselves and make plans with `native_plan`.
     """
 
-    def __init__(self, parts: Sequence[SearchPart]) -> None:
-        """Raises InvalidInput for no parts, parts of several models, and arrays that do not fit."""
+    def __init__(self, parts: Sequence[SearchPart], *, narrowed: int = 0) -> None:
+        """Raises InvalidInput for no parts, parts of several models, and arrays that do not fit.
+
+        `narrowed`: with so many threads (0: not) the postings that masks let through are copied together; no answer and
+        no count changes, and many searches behind narrow masks are faster.
+        """
         if not parts:
             raise InvalidInput("a searcher needs at least one part, got none")
         self.model = parts[0].index.model
@@ -130,6 +134,8 @@ class ListSearcher:
         segments = [part.index.segment(part.vectors, part.seqs, part.allowed) for part in parts]
         self._widths = _Widths.of(self.model, parts[0].vectors.dtype.itemsize)
         self.native = kernels.Searcher(native_model(self.model), segments)
+        if narrowed:
+            self.native = self.native.narrowed(narrowed)
 
     def search(self, query: npt.NDArray[np.float32], k: int, plan: FunnelPlan) -> tuple[Rows, Scores]:
         """The best min(k, found) rows of float32 [dims]: (seqs, scores), score descending, then seq ascending.
@@ -213,16 +219,18 @@ class Recording:
         """Whether the lists that a plan visits are among those recorded."""
         return plan.probes <= self._plan.probes and plan.probe_margin <= self._plan.probe_margin
 
-    def replay(self, queries: Rows, k: int, plan: FunnelPlan, wanted: Rows, threads: int = 1) -> tuple[Rows, Counts]:
-        """What `plan` does with some of the recorded queries, given by number, int64 [m], and how many of the first
+    def replay(
+        self, queries: Rows, k: int, plans: Sequence[FunnelPlan], wanted: Rows, threads: int = 1
+    ) -> list[tuple[Rows, Counts]]:
+        """What each plan does with some of the recorded queries, given by number, int64 [m], and how many of the first
         `wanted` (int64 [m]) true neighbours of each it finds, int64 [m]: exactly what its own searches would.
 
         Raises InvalidInput for a plan more generous than the recorded one, or with other stages.
         """
-        recipe = self._recipe(k, plan)
+        recipes = [self._recipe(k, plan) for plan in plans]
         with _refusals():
-            counts, found = self._native.replay(queries, k, recipe.plan, wanted, threads)
-        return found, recipe.counts(counts)
+            counts, found = self._native.replay(queries, k, [recipe.plan for recipe in recipes], wanted, threads)
+        return [(hits, recipe.counts(each)) for hits, recipe, each in zip(found, recipes, counts, strict=True)]
 
 
 def _check_part(part: SearchPart, model: ListModel) -> None:

@@ -61,13 +61,42 @@ def test_replays_count_what_a_search_counts(compiled: ModuleType, twin: ModuleTy
         for _ in range(3):
             plan, k = stricter(rng, widest), int(rng.integers(1, case.k + 1))
             wanted = np.array([rng.integers(0, len(rows) + 1) for rows in truth], np.int64)
-            counts, found = recording.replay(np.arange(len(truth)), k, plan.on(compiled), wanted, 2)
-            assert np.array_equal(counts, searcher.search_batch(case.queries, k, plan.on(compiled), 1)[2]), (seed, plan)
-            expected = reference.replay(np.arange(len(truth)), k, plan.on(twin), wanted, 1)
+            plans = [plan, replace(plan, margin=plan.margin / 2), replace(plan, probes=1)]
+            counts, found = recording.replay(np.arange(len(truth)), k, [one.on(compiled) for one in plans], wanted, 2)
+            for each, one in zip(counts, plans, strict=True):
+                assert np.array_equal(each, searcher.search_batch(case.queries, k, one.on(compiled), 1)[2]), (seed, one)
+            expected = reference.replay(np.arange(len(truth)), k, [one.on(twin) for one in plans], wanted, 1)
             assert np.array_equal(counts, expected[0]), (seed, plan)
             assert np.array_equal(found, expected[1]), (seed, plan)
-            cuts += int((counts[:, 2] < case.n).sum())
+            cuts += int((counts[0, :, 2] < case.n).sum())
     assert cuts > 30
+
+
+def test_a_narrowed_searcher_answers_and_records_as_the_whole_one(kernel: ModuleType) -> None:
+    masked = 0
+    for seed in range(2 * CASES):
+        case, rng = make_case(seed), np.random.default_rng(seed)
+        if all(one["allowed"] is None for one in case.segments):
+            continue
+        masked += 1
+        whole, plan = case.searcher(kernel), case.plan.on(kernel)
+        narrowed = whole.narrowed(2)
+        answers = [each.search_batch(case.queries, case.k, plan, 1) for each in (narrowed, whole)]
+        assert all(np.array_equal(*pair) for pair in zip(*answers, strict=True)), seed
+        if case.tree is not None:
+            continue
+        truth = truth_of(case, rng)
+        starts = np.cumsum([0, *(len(rows) for rows in truth)]).astype(np.int64)
+        widest = generous(case, 1.0)
+        given = case.queries, case.k, widest.on(kernel), starts, np.concatenate(truth), 2
+        plans = [stricter(rng, replace(widest, stages=case.plan.stages)) for _ in range(3)]
+        plans = [replace(one, stages=(*one.stages, *case.plan.stages[len(one.stages) :])).on(kernel) for one in plans]
+        asked = np.arange(len(truth)), case.k, plans, np.full(len(truth), 9), 1
+        answers = [each.record(*given).replay(*asked) for each in (narrowed, whole)]
+        assert all(np.array_equal(*pair) for pair in zip(*answers, strict=True)), seed
+    assert masked > 20
+    with pytest.raises(ValueError, match="threads"):
+        whole.narrowed(0)
 
 
 def test_a_part_of_the_queries_is_replayed_alone(kernel: ModuleType) -> None:
@@ -76,21 +105,21 @@ def test_a_part_of_the_queries_is_replayed_alone(kernel: ModuleType) -> None:
     plan, n = generous(case, 1.0), len(truth)
     _, recording = recorded(case, kernel, plan, case.k, truth)
     wanted = np.full(n, 5, np.int64)
-    counts, found = recording.replay(np.arange(n), case.k, plan.on(kernel), wanted, 1)
+    counts, found = recording.replay(np.arange(n), case.k, [plan.on(kernel)], wanted, 1)
     chosen = np.arange(n)[::-2].copy()
-    some = recording.replay(chosen, case.k, plan.on(kernel), wanted[chosen], 1)
-    assert np.array_equal(some[0], counts[chosen])
-    assert np.array_equal(some[1], found[chosen])
+    some = recording.replay(chosen, case.k, [plan.on(kernel)], wanted[chosen], 1)
+    assert np.array_equal(some[0], counts[:, chosen])
+    assert np.array_equal(some[1], found[:, chosen])
     more = recorded(case, kernel, plan, case.k, truth)[1]
     recording.extend(more)
-    both = recording.replay(np.arange(2 * n), case.k, plan.on(kernel), np.r_[wanted, wanted], 1)
-    assert np.array_equal(both[0], np.r_[counts, counts])
-    assert np.array_equal(both[1], np.r_[found, found])
+    both = recording.replay(np.arange(2 * n), case.k, [plan.on(kernel)], np.r_[wanted, wanted], 1)
+    assert np.array_equal(both[0], np.concatenate([counts, counts], axis=1))
+    assert np.array_equal(both[1], np.concatenate([found, found], axis=1))
     with pytest.raises(ValueError, match="queries must be from 0"):
-        more.replay(chosen, case.k, plan.on(kernel), wanted[chosen], 1)
+        more.replay(chosen, case.k, [plan.on(kernel)], wanted[chosen], 1)
     with pytest.raises(ValueError, match="wider plan"):
         recording.extend(recorded(case, kernel, generous(case, 0.5), case.k, truth)[1])
-    assert len(recording.replay(chosen[:0], case.k, plan.on(kernel), wanted[:0], 1)[0]) == 0
+    assert len(recording.replay(chosen[:0], case.k, [plan.on(kernel)], wanted[:0], 1)[0][0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -103,11 +132,11 @@ def test_a_wider_plan_than_the_recorded_one_is_refused(kernel: ModuleType, chang
     plan = Plan(8, 0.5, 40, 0.5)
     _, recording = recorded(case, kernel, plan, 10, truth)
     wanted = np.zeros(len(truth), np.int64)
-    recording.replay(np.arange(len(truth)), 10, plan.on(kernel), wanted, 1)
+    recording.replay(np.arange(len(truth)), 10, [plan.on(kernel)], wanted, 1)
     with pytest.raises(ValueError, match="record with a wider plan"):
-        recording.replay(np.arange(len(truth)), 10, replace(plan, **change).on(kernel), wanted, 1)
+        recording.replay(np.arange(len(truth)), 10, [plan.on(kernel), replace(plan, **change).on(kernel)], wanted, 1)
     with pytest.raises(ValueError, match="record with a wider plan"):
-        recording.replay(np.arange(len(truth)), 11, plan.on(kernel), wanted, 1)
+        recording.replay(np.arange(len(truth)), 11, [plan.on(kernel)], wanted, 1)
 
 
 def test_what_cannot_be_recorded_or_replayed_is_refused(kernel: ModuleType) -> None:
@@ -123,7 +152,7 @@ def test_what_cannot_be_recorded_or_replayed_is_refused(kernel: ModuleType) -> N
         searcher.record(np.full_like(case.queries, np.nan), 10, plan, zeros, none, 1)
     recording = searcher.record(case.queries, 10, plan, zeros, none, 1)
     with pytest.raises(ValueError, match="queries must be from 0"):
-        recording.replay(np.array([n]), 10, plan, np.zeros(1, np.int64), 1)
+        recording.replay(np.array([n]), 10, [plan], np.zeros(1, np.int64), 1)
     tree = next(made for made in map(make_case, range(400)) if made.tree is not None)
     starts = np.zeros(len(tree.queries) + 1, np.int64)
     with pytest.raises(ValueError, match="router"):
