@@ -16,6 +16,9 @@ $(BIN)/python:
 		{ echo "nestvec needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# Compiled modules are kept, whatever the environment says: checks and tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two stamps: running needs no development tools. Each is made again when the metadata or a kernel changes.
 SOURCES := pyproject.toml setup.py $(wildcard index/kernels/*.cpp index/kernels/*.hpp)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
@@ -56,7 +59,7 @@ fuzz: $(STAMP)  ## atheris on every reader, then schemathesis (half an hour and 
 
 audit: $(STAMP)  ## bandit on our code; known holes in what we depend on (needs PyPI)
 	$(INSTALL) '.[dev,parquet,bench,eval,audit]'
-	$(BIN)/bandit -q -ll -r engine index server nestvec/cli nestvec/client nestvec/train nestvec/evaluation nestvec/errors.py benchmarks scripts
+	$(BIN)/bandit -q -ll -r engine index server nestvec/cli nestvec/client nestvec/train nestvec/evaluation nestvec/errors.py nestvec/demo.py benchmarks scripts
 	$(BIN)/python scripts/audit.py
 
 # BASE= and QUERIES= are .npy files; without them vectors are made from text.
@@ -89,7 +92,7 @@ DATA ?= ../shared/data
 bench-tree: $(STAMP)  ## what a learned tree gains over SOAR and k-means (DATA= VECTORS= WORK=); needs the train extra
 	$(BIN)/python -m nestvec.benchmarks.learned_tree $(DATA) $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK)) --plot docs/learned-tree.png
 
-bench-tree-speed: $(STAMP)  ## queries/s of a tree and of SOAR at equal quality (DATA= VECTORS= WORK=); needs the train extra
+bench-tree-speed: $(STAMP)  ## speed of a tree and of SOAR at equal quality, per processor second (DATA= VECTORS= WORK=); needs the train extra
 	$(BIN)/python -m nestvec.benchmarks.learned_tree $(DATA) $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK)) --sets debian --speed
 
 bench-smoke: $(STAMP)  ## a recall/latency sweep on a few thousand real vectors, within a minute

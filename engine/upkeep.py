@@ -25,6 +25,7 @@ from nestvec.engine.filters.tree import FilterLike, as_filter
 from nestvec.engine.intake import Batch
 from nestvec.engine.learned import InstallReport, install_tree
 from nestvec.engine.maintenance import Part
+from nestvec.engine.memory import give_back
 from nestvec.engine.progress import Progress, silent
 from nestvec.engine.reconfigure import declare_fields
 from nestvec.engine.record import CompactResult, Record, SealResult, UpsertResult
@@ -71,7 +72,10 @@ class Upkeep(ABC):
         """
         asked = None if queries is None and texts is None else self._queries(queries, texts)
         encode = None if self.config.encoder is None else self._encode_queries
-        return calibrate(self._part, asked, encode, progress or silent)
+        try:
+            return calibrate(self._part, asked, encode, progress or silent)
+        finally:
+            give_back()
 
     def calibration(self) -> Calibration | None:
         """What was measured last, with all operating points; None where nothing was."""
@@ -96,6 +100,7 @@ class Upkeep(ABC):
         """Merge all segments into one without dead rows; `retrain` trains a new generation on it."""
         result = compaction.compact(self._part, retrain=retrain, progress=progress or silent)
         self._calibrate_new(progress or silent)
+        give_back()
         return result
 
     def install_tree(self, tree: Tree, *, progress: Progress | None = None) -> InstallReport:
@@ -108,6 +113,7 @@ class Upkeep(ABC):
         self._reconfigure()
         report = install_tree(self._part, tree, progress or silent)
         self._calibrate_new(progress or silent)
+        give_back()
         return report
 
     def build(
@@ -156,6 +162,7 @@ class Upkeep(ABC):
             started = time.monotonic()
             self._calibrate_new(progress or silent)
             report.seconds["calibrate"] = round(time.monotonic() - started, 3)
+        give_back()
         return report
 
     def export(

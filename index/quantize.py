@@ -10,7 +10,6 @@ from __future__ import annotations
 from itertools import combinations_with_replacement
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -65,6 +64,8 @@ def kmeans(points: Float32, centres: int, iterations: int, seed: int) -> Float32
 
     The same points and seed give the same centres. No sampling inside: pass the sample.
     """
+    import faiss  # a quarter of a second, which who only searches need not wait for
+
     points = np.ascontiguousarray(points, dtype=np.float32)
     learner = faiss.Kmeans(
         points.shape[1],

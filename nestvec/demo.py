@@ -191,7 +191,7 @@ def _wait_until_ready(server: Server) -> None:
         if code is not None:
             raise server.failure(f"ended with exit code {code}")
         try:
-            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):
+            with urllib.request.urlopen(f"{server.url}/readyz", timeout=5):  # nosec B310 - http, of our own making
                 return
         except OSError:  # refused, reset, timed out, or 503 while it loads
             time.sleep(0.05)
@@ -228,7 +228,7 @@ def ask(url: str, text: str) -> dict[str, Any]:
     body = json.dumps({"text": text, "k": K}).encode()
     request = urllib.request.Request(f"{url}/v1/collections/{COLLECTION}/query", data=body, headers=_headers())
     try:
-        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:
+        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT_S) as response:  # nosec B310 - http, as above
             reply: dict[str, Any] = json.load(response)
     except urllib.error.HTTPError as error:
         raise NestvecError(f"the server answered {error.code}: {error.read().decode(errors='replace')}") from None

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from nestvec import demo
+from nestvec.engine import stdlib_docs
 from nestvec.errors import NestvecError
 
 
@@ -42,12 +44,20 @@ def test_a_second_demo_uses_what_the_first_built(demo_db: Path) -> None:
     assert any("zip" in hit["id"] for hit in reply["hits"])
 
 
-def test_an_unfinished_or_foreign_build_is_built_again(demo_db: Path) -> None:
+def test_an_unfinished_or_foreign_build_is_built_again(
+    demo_db: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     stamp = demo_db / "demo.json"
-    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "python": "2.7"}))
-    done = run_demo(demo_db)
-    assert done.returncode == 0, done.stderr
-    assert "built" in done.stderr
+    foreign = json.dumps({**json.loads(stamp.read_text()), "python": "2.7"})
+    some = list(islice(stdlib_docs.passages(), 200))
+    monkeypatch.setattr(stdlib_docs, "passages", lambda: iter(some))  # that it is built, not how long that takes
+    for left in (foreign, None):
+        stamp.write_text(left) if left else stamp.unlink()
+        demo.prepare(demo_db)
+        assert "built 200 passages" in capsys.readouterr().err
+        assert json.loads(stamp.read_text())["python"] == sys.version
+    demo.prepare(demo_db)
+    assert "using the collection" in capsys.readouterr().err
 
 
 def test_a_demo_that_is_up_already_is_reported_as_busy(demo_db: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -61,6 +62,15 @@ def _fill(path: Path, schema: str, meta: dict[str, Any]) -> None:
         connection.close()
 
 
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A connection, its thread, and their process: what a fork inherits is not for it to close."""
+
+    connection: apsw.Connection
+    thread: threading.Thread
+    pid: int
+
+
 class SqliteFile:
     """This process' connections to one file: a writer, used by one thread at a time, and a reader per thread.
 
@@ -74,7 +84,7 @@ class SqliteFile:
         self._write_lock = threading.Lock()
         self._guard = threading.Lock()
         self._writer: apsw.Connection | None = None
-        self._readers: list[apsw.Connection] = []
+        self._readers: list[_Reader] = []
         self._pinned: list[apsw.Connection] = []
         self._local = threading.local()
         self._closed = False
@@ -191,7 +201,8 @@ class SqliteFile:
         """Close every connection; the last one in any process folds the WAL back."""
         with self._guard:
             self._closed = True
-            connections, self._readers, self._pinned = [*self._readers, *self._pinned], [], []
+            connections = [*(reader.connection for reader in self._readers), *self._pinned]
+            self._readers, self._pinned = [], []
         for connection in connections:
             connection.close(True)
         with self._write_lock:
@@ -207,11 +218,19 @@ class SqliteFile:
         self._check_open()
         if getattr(self._local, "pid", None) != os.getpid():
             connection = self._connect_reader()
-            with self._guard:
-                self._readers.append(connection)
+            for left in self._register(connection):
+                left.close(True)
             self._local.connection, self._local.pid = connection, os.getpid()
         reader: apsw.Connection = self._local.connection
         return reader
+
+    def _register(self, connection: apsw.Connection) -> list[apsw.Connection]:
+        """Note that it is this thread's; those of threads that ended are for the caller to close."""
+        own = _Reader(connection, threading.current_thread(), os.getpid())
+        with self._guard:
+            ended = [one for one in self._readers if one.pid == own.pid and not one.thread.is_alive()]
+            self._readers = [own, *(one for one in self._readers if one not in ended)]
+        return [one.connection for one in ended]
 
     def _open_writer(self) -> apsw.Connection:
         self._check_open()

@@ -27,19 +27,28 @@ from nestvec.index.quantize import nested_prefix
 from nestvec.index.selection import Rows
 from nestvec.index.vectors import Vectors, check_vectors
 
-faiss: Any = importlib.import_module("faiss")
+
+class _Library:
+    """faiss itself, imported when something of it is first asked for: a quarter of a second, and most never train."""
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - faiss describes its classes only in part
+        found = getattr(importlib.import_module("faiss"), name)
+        setattr(self, name, found)
+        return found
+
+
+faiss: Any = _Library()
 Index = Any
-"""faiss describes its classes only in part."""
 
 ROUTE = "faiss"
 VERSION = 1
 
 _FILE = "index.faiss"
-_METRICS = {"dot": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
+_METRICS = {"dot": "METRIC_INNER_PRODUCT", "l2": "METRIC_L2"}
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of prefixes are added at a time
 _TRIAL_ROWS = 64
-_RACING_GRAPHS = tuple(map(int, faiss.__version__.split(".")[:2])) < (1, 15)
-"""Before faiss 1.15 (its pull request 5486) threads that filled a graph together made another one each time."""
+_GRAPHS_IN_TURN = (1, 15)
+"""Before this release of faiss (its pull request 5486) threads that filled a graph together made another each time."""
 
 _PLACE = re.compile(r"^.* at \S+:\d+: ", re.DOTALL)
 
@@ -71,7 +80,7 @@ class FaissConfig:
     def empty(self, metric: Metric) -> Index:
         """The index, neither trained nor filled."""
         with _refusals(self.factory):
-            index = faiss.index_factory(self.dims, self.factory, _METRICS[metric])
+            index = faiss.index_factory(self.dims, self.factory, getattr(faiss, _METRICS[metric]))
         lists = faiss.try_extract_index_ivf(index)
         if lists is not None:
             lists.cp.min_points_per_centroid = 1  # no remarks on stderr about small samples
@@ -137,7 +146,7 @@ class FaissModel:
         count, _ = check_vectors(vectors)
         index = self.empty()
         step = max(1, _BLOCK_FLOATS // self.dims)
-        with _refusals(self.config.factory), _threads(1 if self.graph and _RACING_GRAPHS else 0):
+        with _refusals(self.config.factory), _threads(1 if self.graph and _graphs_race() else 0):
             for start in range(0, count, step):
                 block = vectors[start : start + step]
                 index.add(nested_prefix(block, self.config.dims))
@@ -218,6 +227,10 @@ class FaissIndex:
         if last is None or last[0] != probes:
             last = self._last = probes, _parameters(self._index, probes, None)
         return last[1]
+
+
+def _graphs_race() -> bool:
+    return tuple(map(int, faiss.__version__.split(".")[:2])) < _GRAPHS_IN_TURN
 
 
 def _core(index: Index) -> Index:

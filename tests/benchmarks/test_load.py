@@ -16,6 +16,7 @@ import pytest
 from nestvec.benchmarks.load.checks import Report
 from nestvec.benchmarks.load.closed import request
 from nestvec.benchmarks.load.openloop import LOST, Arrivals, poisson, send
+from nestvec.benchmarks.load.soak import judge_growth, lows
 from nestvec.benchmarks.load.suite import tell_statuses
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
@@ -116,3 +117,17 @@ def test_a_figure_of_numpy_that_misses_its_bar_fails_and_is_plain_json() -> None
     report.none("L9", "lost", np.int64(0))
     assert [check.what for check in report.failed] == ["growth, %", "goodput"]
     assert json.loads(json.dumps(report.to_json()))["passed"] is False
+
+
+def test_memory_that_comes_and_goes_is_no_growth_and_a_leak_is() -> None:
+    """Seven minutes of seals and compactions: a saw-tooth of 40 MiB; then one that rises by 3 MiB a cycle."""
+    seconds = np.arange(0.0, 420.0, 2.0)
+    teeth = 100 + seconds % 60 / 60 * 40
+    np.testing.assert_allclose(lows(seconds, teeth), np.full(6, 100))
+    for rise, passes in ((0.0, True), (3.0, False)):
+        report = Report(judge_times=True)
+        judge_growth(report, seconds, teeth + rise * seconds / 60)
+        assert report.checks[0].passed is passes
+    short = Report(judge_times=True)
+    judge_growth(short, seconds[:40], 2 * teeth[:40])
+    assert [check.passed for check in short.checks] == [None]

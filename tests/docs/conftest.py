@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from documentation import python_passages
 
 import nestvec
-from nestvec.engine.stdlib_docs import passages
 
 Environment = dict[str, str]
 Serve = Callable[[str, Path, Environment], AbstractContextManager[None]]
@@ -66,7 +66,7 @@ def _ready(port: str) -> bool:
 def python_docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database of the quick start's collection `python`, whose alias is `docs`; to be copied."""
     path = tmp_path_factory.mktemp("stored") / "db"
-    records = list(passages())
+    records = python_passages()
     texts = [f"{record['title']}: {record['text']}" for record in records]
     batch = nestvec.Batch(start=0, ids=[record["id"] for record in records], texts=texts)
     with nestvec.open(path) as database:

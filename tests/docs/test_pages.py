@@ -16,11 +16,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import typer
+from documentation import python_passages
 
 import nestvec
 from nestvec.cli.app import app
 from nestvec.engine.encoders import load_encoder
-from nestvec.engine.stdlib_docs import passages
 from nestvec.server.app import create_app
 from nestvec.server.scopes import OPERATIONS
 from nestvec.server.settings import Settings
@@ -61,7 +61,7 @@ def written(name: str, part: str) -> str:
 @pytest.fixture(scope="module")
 def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of real vectors f32 [3000, 256]: of paragraphs of Python's documentation."""
-    texts = [text for passage in passages() for text in passage["text"].split("\n\n") if len(text) > 60][:3000]
+    texts = [text for passage in python_passages() for text in passage["text"].split("\n\n") if len(text) > 60][:3000]
     path = tmp_path_factory.mktemp("vectors") / "base.npy"
     np.save(path, load_encoder("static").encode_documents(texts))
     return path

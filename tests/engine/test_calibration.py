@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,8 +184,24 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     path = tmp_path_factory.mktemp("calibrated")
     collection = nestvec.open(path / "db").create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
     payloads = [{"r": i % 10} for i in range(20_000)]
-    collection.build([Batch(0, vectors=clustered(20_000, 1), payloads=payloads)], rotate="none")
+    collection.build([Batch(0, vectors=clustered(20_000, 1), payloads=payloads)], rotate="none", calibrate=False)
     return collection
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database of 6,000 vectors, calibrated by its build; to be copied."""
+    path = tmp_path_factory.mktemp("stored") / "db"
+    with nestvec.open(path) as database:
+        collection = database.create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
+        collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+    return path
+
+
+@pytest.fixture
+def path(stored: Path, tmp_path: Path) -> Path:
+    """One's own copy of it."""
+    return shutil.copytree(stored, tmp_path / "db")
 
 
 def recall_of(collection: Collection, queries: F32, **asked: object) -> tuple[float, str, float | None]:
@@ -234,10 +251,8 @@ def test_what_calibration_replays_is_what_searches_would_find(
     assert np.mean(same) > 0.9
 
 
-def test_calibration_outlives_a_restart_and_is_its_generations_own(tmp_path: Path) -> None:
-    path = tmp_path / "db"
-    collection = nestvec.open(path).create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
-    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+def test_calibration_outlives_a_restart_and_is_its_generations_own(path: Path) -> None:
+    collection = nestvec.open(path).collection("c")
     made = collection.calibrate(clustered(400, 5))
     assert made is not None
     assert nestvec.open(path).collection("c").calibration() == made
@@ -249,7 +264,7 @@ def test_calibration_outlives_a_restart_and_is_its_generations_own(tmp_path: Pat
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
 def test_without_queries_held_out_documents_stand_for_them(tmp_path: Path, metric: Metric) -> None:
     collection = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS, metric=metric, granularities=(8, DIMS))
-    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none", calibrate=False)
     made = collection.calibrate()
     assert made is not None
     assert made.source == "documents"
@@ -265,9 +280,8 @@ def test_rows_that_are_all_alike_calibrate_too(tmp_path: Path) -> None:
     assert len(hits) == 10
 
 
-def test_writing_half_as_much_again_makes_a_calibration_stale(tmp_path: Path) -> None:
-    collection = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
-    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+def test_writing_half_as_much_again_makes_a_calibration_stale(path: Path) -> None:
+    collection = nestvec.open(path).collection("c")
     made, query = collection.calibration(), clustered(1, 6)[0]
     assert made is not None
     assert (made.source, made.rows, made.stale) == ("documents", 6000, None)
@@ -283,14 +297,13 @@ def test_writing_half_as_much_again_makes_a_calibration_stale(tmp_path: Path) ->
     assert now.stale is None
 
 
-def test_a_damaged_calibration_stops_no_search_and_is_named(tmp_path: Path) -> None:
-    database = nestvec.open(tmp_path / "db")
-    collection = database.create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
-    collection.build([Batch(0, vectors=clustered(6000, 1))], rotate="none")
+def test_a_damaged_calibration_stops_no_search_and_is_named(path: Path) -> None:
+    database = nestvec.open(path)
+    collection = database.collection("c")
     with collection.part.catalog.write() as connection:
         connection.execute("UPDATE calibration SET crc = crc + 1")
     database.close()
-    database = nestvec.open(tmp_path / "db")
+    database = nestvec.open(path)
     again = database.collection("c")
     assert again.calibration() is None
     choice = again.search(clustered(1, 6)[0], recall=0.9).choice
@@ -316,7 +329,8 @@ def test_a_hybrid_search_promises_what_its_vectors_side_was_asked_for(tmp_path: 
 
 
 def test_explain_with_a_query_tells_what_that_search_did(built: Collection) -> None:
-    built.calibrate(clustered(400, 5))
+    if built.calibration() is None:
+        built.calibrate(clustered(400, 5))
     query = clustered(1, 6)[0]
     found = built.explain(query, k=7, recall=0.9)
     assert found.hits is not None

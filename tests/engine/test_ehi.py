@@ -8,20 +8,19 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import nursery
 import pytest
 from crc32c import crc32c
+from documentation import python_passages
 from numpy.typing import NDArray
 
 import nestvec
 from nestvec import Batch, Collection, CompactResult, Cut, Plan, Record, Stage
 from nestvec.engine import compaction
 from nestvec.engine.encoders import load_encoder
-from nestvec.engine.stdlib_docs import passages
 from nestvec.errors import Damaged, InvalidInput
 from nestvec.index.ehi.assign import Filing
 from nestvec.index.ehi.model import EhiModel
@@ -37,7 +36,7 @@ NARROW = Plan("ehi", 6, (Stage(64, 100),), probe_margin=8.0)
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [passage["text"] for passage in islice(passages(), ROWS + 300)]
+    return [passage["text"] for passage in python_passages()[: ROWS + 300]]
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from documentation import python_passages
 
 import nestvec
 from nestvec import Collection, Fusion, Hits, Record
@@ -16,7 +17,6 @@ from nestvec.engine.encoders import load_encoder
 from nestvec.engine.fusion import Kind, reciprocal, weighted
 from nestvec.engine.ranking import Rank
 from nestvec.engine.schema import Metric
-from nestvec.engine.stdlib_docs import passages
 from nestvec.errors import InvalidInput
 
 QUERIES = (
@@ -34,7 +34,7 @@ def collection(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """Two segments and growing rows, some deleted; with route soar a generation too."""
     with nestvec.open(tmp_path_factory.mktemp(request.param) / "db") as database:
         made = database.create_collection("c", encoder="static")
-        items = [Record(p["id"], None, {"n": n}, p["text"]) for n, p in enumerate(islice(passages(), ROWS))]
+        items = [Record(p["id"], None, {"n": n}, p["text"]) for n, p in enumerate(python_passages()[:ROWS])]
         if request.param == "soar":
             built = items[:2200]
             payloads = [record.payload or {} for record in built]
@@ -53,14 +53,19 @@ def scores_of(hits: Hits) -> dict[str, float]:
     return {hit.id: hit.score for hit in hits}
 
 
+@cache
+def live_vectors(collection: Collection) -> tuple[list[str], np.ndarray]:
+    """Ids of the live records, and their vectors f64 as users get them."""
+    records = collection.get([p["id"] for p in python_passages()[:ROWS]], with_vector=True)
+    matrix = np.stack([record.vector for record in records if record.vector is not None]).astype(np.float64)
+    return [record.id for record in records], matrix
+
+
 def dense_scores(collection: Collection, query: str) -> dict[str, float]:
     """The cosine of every live record, by plain numpy over the vectors as users get them."""
-    ids = [p["id"] for p in islice(passages(), ROWS)]
-    records = collection.get(ids, with_vector=True)
-    matrix = np.stack([record.vector for record in records if record.vector is not None]).astype(np.float64)
-    encode = load_encoder("static").encode_queries
-    values = matrix @ np.asarray(encode([query])[0], np.float64)
-    return dict(zip([record.id for record in records], values.tolist(), strict=True))
+    ids, matrix = live_vectors(collection)
+    values = matrix @ np.asarray(load_encoder("static").encode_queries([query])[0], np.float64)
+    return dict(zip(ids, values.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("query", QUERIES)

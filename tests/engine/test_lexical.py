@@ -10,12 +10,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import apsw
 import numpy as np
 import pytest
+from documentation import python_passages
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +23,6 @@ import nestvec
 from nestvec import Batch, Collection, Database, Record
 from nestvec.engine import lexical
 from nestvec.engine.schema import CollectionConfig
-from nestvec.engine.stdlib_docs import passages
 from nestvec.errors import Damaged, InvalidInput
 
 DIMS = 8
@@ -103,7 +102,7 @@ def check_against_plain(collection: Collection, texts: dict[str, str], queries: 
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    return {passage["id"]: passage["text"] for passage in islice(passages(), 3000)}
+    return {passage["id"]: passage["text"] for passage in python_passages()[:3000]}
 
 
 @pytest.fixture

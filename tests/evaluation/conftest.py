@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from nestvec.engine.stdlib_docs import passages
+from documentation import python_passages
 
 DOCUMENTS, EVERY = 1300, 40
 
@@ -28,7 +26,7 @@ def items() -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[tuple[str,
     """Documents, queries, and (query, document, grade): a query's own passage 2, others of its module's title 1."""
     documents = [
         {"_id": p["id"], "title": p["module"], "text": p["text"], "of": p["title"]}
-        for p in islice(passages(), DOCUMENTS)
+        for p in python_passages()[:DOCUMENTS]
     ]
     queries, judged = [], []
     for number, document in enumerate(documents[::EVERY]):

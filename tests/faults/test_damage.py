@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from faultlib import SEED, Model, amount, apply, check, match, record_of, send
+from faultlib import SEED, Model, amount, apply, match, record_of, send
 
 import nestvec
 from nestvec import Record
+from nestvec.engine import compaction
 
 PLACES = amount(1, 22)
+ROWS = amount(240, 1100)  # with fewer than a generation is trained on: a slice is about kinds of files, not their size
 PAGE = 4096
 # What no store can see from inside: a snapshot that was taken away, and an older copy of the ledger, which is whole.
 UNSEEN = {("snapshots", "missing"), ("database.sqlite", "older")}
@@ -54,11 +56,19 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Mode
     path = tmp_path_factory.mktemp("prepared") / "db"
     older = path.parent / "older"
     model: Model = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction, "MIN_TRAINING_ROWS", ROWS - 100)
+        model = fill(path, older)
+    return path, older, model
+
+
+def fill(path: Path, older: Path) -> Model:
+    model: Model = {}
     with nestvec.open(path) as database:
         collection = database.create_collection("c", dims=8, metric="dot", bm25=True)
         database.create_collection("other", dims=2, metric="cosine").upsert([Record("x", [1, 0])])
         database.switch_aliases([nestvec.AliasSwitch("alias", "other")])
-        send(collection, request := [(f"r{i}", 100 + i) for i in range(1100)])
+        send(collection, request := [(f"r{i}", 100 + i) for i in range(ROWS)])
         model = apply(model, request)
         collection.seal()
         database.snapshot("c")
@@ -74,7 +84,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Mode
             send(collection, request)
             model = apply(model, request)
         database.create_key("k", "read")
-    return path, older, model
+    return model
 
 
 def kinds(path: Path) -> list[str]:
@@ -120,7 +130,6 @@ def look(path: Path, model: Model, name: str) -> str:
             assert database.damaged()
             return "open"
         try:
-            check(held, model)
             assert match(held, [model]) == model
             assert dict(database.aliases()) == {"alias": "other"}
             keys = database.keys()

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documentation import python_passages
 from faultlib import amount, record_of
 
 import nestvec
 from nestvec import Record
 from nestvec.engine.encoders.static import load
-from nestvec.engine.stdlib_docs import passages
 
 SERVE = [sys.executable, "-m", "nestvec.cli", "serve", "--port", "0", "--db"]
 
@@ -84,7 +84,7 @@ def test_a_killed_service_leaves_no_lock(tmp_path: Path) -> None:
 
 
 HUNGRY = """
-import resource, sys, numpy as np, nestvec
+import resource, sys, faiss, numpy as np, nestvec  # faiss now: what runs out is to be the build, not the import
 path, room = sys.argv[1], int(sys.argv[2])
 vectors = np.random.default_rng(0).normal(size=(20000, 256)).astype(np.float32)
 vectors[:2000] @ vectors[:2000].T  # OpenBLAS tries for ever to get its buffers: it has them before memory is short
@@ -138,7 +138,7 @@ DIMS_OF_TEXT = 128
 def text_vectors(rows: int) -> np.ndarray:
     """Float32 [rows, 128]: the static encoder's vectors of runs of words out of the documentation of Python."""
     width = 16
-    texts = [passage["text"].split() for passage in passages()]
+    texts = [passage["text"].split() for passage in python_passages()]
     runs = [" ".join(words[at : at + width]) for words in texts for at in range(0, max(1, len(words) - width), 4)]
     runs = list(dict.fromkeys(runs))
     chosen = np.random.default_rng(3).permutation(len(runs))[:rows]
@@ -157,9 +157,9 @@ def recall(collection: nestvec.Collection, queries: np.ndarray) -> float:
 def test_churn_costs_no_recall_and_a_restart_changes_nothing(tmp_path: Path) -> None:
     """F15, with vectors of real text: what is deleted in one round may come back under another id in a later one."""
     rng = np.random.default_rng(3)
-    rows, rounds = amount(4000, 20_000), amount(5, 20)
-    vectors = text_vectors(rows * 8 // 5 + 200)
-    queries, vectors = vectors[-200:], vectors[:-200]
+    rows, rounds, asked = amount(4000, 20_000), amount(5, 20), amount(200, 1000)
+    vectors = text_vectors(rows * 8 // 5 + asked)
+    queries, vectors = vectors[-asked:], vectors[:-asked]
     held = {f"start-{i}": i for i in range(rows)}
     with nestvec.open(tmp_path / "db") as database:
         collection = database.create_collection("c", dims=DIMS_OF_TEXT, granularities=(64, DIMS_OF_TEXT))

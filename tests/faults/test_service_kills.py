@@ -57,11 +57,12 @@ def test_a_killed_service_loses_nothing(tmp_path: Path) -> None:
     model: Model = {}
     with nestvec.open(path) as database:
         database.create_collection("c", dims=8, metric="dot", bm25=True)
-    slowest = 0.0
+    slowest = strained = 0.0
     for kill in range(KILLS):
         begun = time.monotonic()
         service = start(path, workers=1 + kill % 2)
-        slowest = max(slowest, time.monotonic() - begun)
+        took = time.monotonic() - begun
+        slowest, strained = max(slowest, took), max(strained, took / patience(5))  # by the load of that moment
         logs = [tmp_path / f"log{kill}-{who}" for who in range(CLIENTS)]
         said: dict[int, list[str]] = {who: [] for who in range(CLIENTS)}
         threads = [
@@ -88,4 +89,4 @@ def test_a_killed_service_loses_nothing(tmp_path: Path) -> None:
     with nestvec.open(path) as database:
         assert all(report.ok for report in database.verify())
     print(f"F3: {KILLS} kills, {len(model)} records, ready again within {slowest:.1f} s, seed {SEED}")
-    assert slowest < patience(5)
+    assert strained < 1

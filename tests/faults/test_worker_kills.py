@@ -81,7 +81,7 @@ class Asking(threading.Thread):
 def replaced(service: Served, before: set[int], since: float) -> float:
     """Seconds until a new worker takes connections. Many are offered: busy workers are quicker than an idle one."""
     while True:
-        assert time.monotonic() - since < 60, service.log.read_text()[-2000:]
+        assert time.monotonic() - since < patience(60), service.log.read_text()[-2000:]
         with ExitStack() as stack:
             offered = [stack.enter_context(socket.create_connection(("127.0.0.1", service.port))) for _ in range(48)]
             time.sleep(0.02)
@@ -109,7 +109,7 @@ def kill_one(service: Served, clients: list[Asking], rng: np.random.Generator) -
 def test_a_killed_worker_takes_only_its_own_requests_with_it(tmp_path: Path) -> None:
     with nestvec.open(tmp_path / "db") as database:
         database.create_collection("c", dims=8, metric="dot")
-    rng, slowest, broken = np.random.default_rng(SEED), 0.0, 0
+    rng, slowest, strained, broken = np.random.default_rng(SEED), 0.0, 0.0, 0
     with start(tmp_path / "db", WORKERS) as service:
         clients = [Asking(service.port, who) for who in range(CLIENTS)]
         for client in clients:
@@ -118,6 +118,7 @@ def test_a_killed_worker_takes_only_its_own_requests_with_it(tmp_path: Path) -> 
             time.sleep(1.1 + rng.exponential(0.2))
             seconds, lost = kill_one(service, clients, rng)
             slowest, broken = max(slowest, seconds), broken + lost
+            strained = max(strained, seconds / patience(2))  # by the load of that moment
         for client in clients:
             client.stop.set()
         for client in clients:
@@ -133,4 +134,4 @@ def test_a_killed_worker_takes_only_its_own_requests_with_it(tmp_path: Path) -> 
     answered = sum(client.answered for client in clients)
     print(f"F4: {KILLS} kills, {broken} requests broken off, all of the killed worker's; {answered} answered; "
           f"replaced within {slowest:.1f} s, seed {SEED}")  # fmt: skip
-    assert slowest < patience(2)
+    assert strained < 1

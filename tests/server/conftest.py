@@ -39,10 +39,15 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
     with nestvec.open(tmp_path / "db") as database:
-        collection = database.create_collection("docs", dims=DIMS, granularities=(4, DIMS))
-        rows = vectors(20)
-        collection.upsert([Record(f"r{i}", rows[i], {"n": i}, f"text {i}") for i in range(20)])
+        fill(database)
         yield database
+
+
+def fill(database: Database) -> None:
+    """The collection `docs` of 20 records."""
+    rows = vectors(20)
+    collection = database.create_collection("docs", dims=DIMS, granularities=(4, DIMS))
+    collection.upsert([Record(f"r{i}", rows[i], {"n": i}, f"text {i}") for i in range(20)])
 
 
 @pytest.fixture
@@ -50,6 +55,20 @@ def client(database: Database, settings: Settings) -> Iterator[TestClient]:
     with TestClient(create_app(database, settings)) as client:
         wait_ready(client)
         yield client
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client of one service for all of a module's refusals; after them it holds what it held before."""
+    with nestvec.open(tmp_path_factory.mktemp("refusing") / "db") as database, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("NESTVEC_API_KEY", raising=False)
+        fill(database)
+        with TestClient(create_app(database, Settings(max_body_mb=1, max_batch=50))) as client:
+            wait_ready(client)
+            yield client
+        assert [info.name for info in database.collections()] == ["docs"]
+        held = database.collection("docs").scroll(limit=100)
+        assert [(record.id, record.payload) for record in held] == [(f"r{i}", {"n": i}) for i in range(20)]
 
 
 @pytest.fixture

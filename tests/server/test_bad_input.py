@@ -101,9 +101,9 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("case", QUERIES)
-def test_a_bad_query_is_refused_where_it_is_wrong(client: TestClient, case: str) -> None:
+def test_a_bad_query_is_refused_where_it_is_wrong(refusing: TestClient, case: str) -> None:
     body, status, pointer, words = QUERIES[case]
-    problem = send(client, QUERY, body)
+    problem = send(refusing, QUERY, body)
     assert problem["status"] == status, problem
     assert words in str(problem["detail"])
     if pointer is not None:
@@ -111,11 +111,11 @@ def test_a_bad_query_is_refused_where_it_is_wrong(client: TestClient, case: str)
 
 
 @pytest.mark.parametrize("case", [c for c in QUERIES if QUERIES[c][1] == 422 and "{" in str(QUERIES[c][0])[:1]])
-def test_a_bad_query_in_a_batch_is_refused_with_its_place(client: TestClient, case: str) -> None:
+def test_a_bad_query_in_a_batch_is_refused_with_its_place(refusing: TestClient, case: str) -> None:
     body, _, pointer, _ = QUERIES[case]
     assert isinstance(body, str)
     good = '{"vector":' + vector() + "}"
-    problem = send(client, QUERY + "/batch", '{"queries":[' + good + "," + body + "]}")
+    problem = send(refusing, QUERY + "/batch", '{"queries":[' + good + "," + body + "]}")
     assert problem["status"] == 422
     if pointer is not None:
         assert problem["errors"][0]["pointer"] == "/queries/1" + pointer  # type: ignore[index]
@@ -153,14 +153,14 @@ RECORD_CASES = {
 
 
 @pytest.mark.parametrize("case", RECORD_CASES)
-def test_a_bad_record_is_refused_where_it_is_wrong_and_nothing_is_written(client: TestClient, case: str) -> None:
+def test_a_bad_record_is_refused_where_it_is_wrong_and_nothing_is_written(refusing: TestClient, case: str) -> None:
     body, status, pointer, words = RECORD_CASES[case]
-    problem = send(client, RECORDS, body)
+    problem = send(refusing, RECORDS, body)
     assert problem["status"] == status, problem
     assert words in str(problem["detail"])
     if pointer is not None:
         assert [e["pointer"] for e in problem["errors"]] == [pointer]  # type: ignore[attr-defined]
-    assert client.get(RECORDS + "/count").json() == {"count": 20}
+    assert refusing.get(RECORDS + "/count").json() == {"count": 20}
 
 
 @pytest.mark.parametrize(
@@ -192,19 +192,19 @@ def test_a_bad_record_is_refused_where_it_is_wrong_and_nothing_is_written(client
     ],
 )
 def test_a_bad_collection_is_refused_and_not_created(
-    client: TestClient, body: str | bytes, status: int | None, pointer: str | None
+    refusing: TestClient, body: str | bytes, status: int | None, pointer: str | None
 ) -> None:
-    problem = send(client, COLLECTION, body)
+    problem = send(refusing, COLLECTION, body)
     assert 400 <= int(str(problem["status"])) <= 501
     if status is not None:
         assert problem["status"] == status, problem
     if pointer is not None:
         assert problem["errors"][0]["pointer"] == pointer  # type: ignore[index]
-    assert client.get(COLLECTION).status_code == 404
+    assert refusing.get(COLLECTION).status_code == 404
 
 
 @pytest.mark.parametrize("name", ["Docs", "_docs", "a" * 64, "é", "..%5cdb", "a%20b", "%00", "a%0a"])
-def test_a_bad_collection_name_is_422_on_every_route(client: TestClient, name: str) -> None:
+def test_a_bad_collection_name_is_422_on_every_route(refusing: TestClient, name: str) -> None:
     base = f"/v1/collections/{name}"
     for method, path, body in [
         ("GET", base, ""),
@@ -213,10 +213,10 @@ def test_a_bad_collection_name_is_422_on_every_route(client: TestClient, name: s
         ("POST", base + "/query", '{"vector":' + vector() + "}"),
         ("GET", base + "/records/count", ""),
     ]:
-        assert send(client, path, body, method)["status"] == 422
+        assert send(refusing, path, body, method)["status"] == 422
 
 
-def test_an_absent_collection_is_404_on_every_route(client: TestClient) -> None:
+def test_an_absent_collection_is_404_on_every_route(refusing: TestClient) -> None:
     base = "/v1/collections/absent"
     for method, path, body in [
         ("GET", base, ""),
@@ -230,15 +230,15 @@ def test_an_absent_collection_is_404_on_every_route(client: TestClient) -> None:
         ("POST", base + "/seal", ""),
         ("POST", base + "/compact", ""),
     ]:
-        problem = send(client, path, body, method)
+        problem = send(refusing, path, body, method)
         assert (problem["status"], problem["code"]) == (404, "not_found"), path
 
 
-def test_the_router_speaks_in_problems_too(client: TestClient) -> None:
-    assert send(client, "/v1/nothing", "", "GET")["code"] == "route_not_found"
-    assert send(client, "/v1/collections/", "", "GET")["status"] == 404
-    assert send(client, "/v1/collections", "{}", "PATCH")["code"] == "method_not_allowed"
-    assert "allow" in client.delete("/v1/collections").headers
+def test_the_router_speaks_in_problems_too(refusing: TestClient) -> None:
+    assert send(refusing, "/v1/nothing", "", "GET")["code"] == "route_not_found"
+    assert send(refusing, "/v1/collections/", "", "GET")["status"] == 404
+    assert send(refusing, "/v1/collections", "{}", "PATCH")["code"] == "method_not_allowed"
+    assert "allow" in refusing.delete("/v1/collections").headers
 
 
 @pytest.mark.parametrize(
@@ -251,18 +251,18 @@ def test_the_router_speaks_in_problems_too(client: TestClient) -> None:
         ({"Content-Type": "application/json", "Content-Encoding": "gzip"}, "unsupported_encoding"),
     ],
 )
-def test_other_content_is_415(client: TestClient, headers: dict[str, str], code: str) -> None:
+def test_other_content_is_415(refusing: TestClient, headers: dict[str, str], code: str) -> None:
     for method, path in (("POST", QUERY), ("PUT", COLLECTION)):
-        response = client.request(method, path, content=b'{"dims":8}', headers=headers)
+        response = refusing.request(method, path, content=b'{"dims":8}', headers=headers)
         assert (response.status_code, response.json()["code"]) == (415, code)
 
 
-def test_json_with_a_charset_is_json(client: TestClient) -> None:
+def test_json_with_a_charset_is_json(refusing: TestClient) -> None:
     headers = {"Content-Type": 'Application/JSON; charset="UTF-8"'}
-    assert client.post(QUERY, content='{"vector":' + vector() + "}", headers=headers).status_code == 200
+    assert refusing.post(QUERY, content='{"vector":' + vector() + "}", headers=headers).status_code == 200
 
 
-def test_a_body_over_the_bound_is_413_with_and_without_a_length(client: TestClient) -> None:
+def test_a_body_over_the_bound_is_413_with_and_without_a_length(refusing: TestClient) -> None:
     big = b'{"text":"' + b"x" * (1 << 20) + b'"}'
 
     def pieces() -> Iterator[bytes]:
@@ -270,12 +270,12 @@ def test_a_body_over_the_bound_is_413_with_and_without_a_length(client: TestClie
             yield big[start : start + 65536]
 
     for content in (big, pieces()):
-        response = client.post(QUERY, content=content, headers={"Content-Type": "application/json"})
+        response = refusing.post(QUERY, content=content, headers={"Content-Type": "application/json"})
         assert response.status_code == 413
         assert str(1 << 20) in response.json()["detail"]
 
 
-def test_a_refusal_never_repeats_the_body(client: TestClient) -> None:
+def test_a_refusal_never_repeats_the_body(refusing: TestClient) -> None:
     canary = "canary-7f3a"
     bodies = [
         (QUERY, '{"vector":["' + canary + '"]}'),
@@ -285,4 +285,4 @@ def test_a_refusal_never_repeats_the_body(client: TestClient) -> None:
         (COLLECTION, '{"dims":' + canary),
     ]
     for path, body in bodies:
-        assert canary not in json.dumps(send(client, path, body))
+        assert canary not in json.dumps(send(refusing, path, body))

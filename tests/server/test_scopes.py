@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -107,19 +108,24 @@ def test_a_route_without_an_entry_is_closed_to_all_but_admins(opened: Path, keys
     assert set(answers.values()) == {403}
 
 
+@pytest.fixture(scope="module")
+def locked(opened: Path, keys: dict[str, str]) -> Iterator[TestClient]:
+    """A client without a key, of a service that has some."""
+    with nestvec.open(opened) as database:
+        yield TestClient(create_app(database, Settings(auth_failures_per_minute=0)))
+
+
 @pytest.mark.parametrize("path", ["/v1//info", "/v1/info/", "//v1/info", "/v1/collections/other/../docs", "/healthz/",
                                   "/v1/collections/%2e%2e/docs", "/metrics/", "/nothing"])  # fmt: skip
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "TRACE"])
 def test_no_spelling_of_a_path_or_method_goes_round_the_key(
-    opened: Path, keys: dict[str, str], path: str, method: str
+    locked: TestClient, keys: dict[str, str], path: str, method: str
 ) -> None:
-    with nestvec.open(opened) as database:
-        client = TestClient(create_app(database, Settings(auth_failures_per_minute=0)))
-        assert client.request(method, path).status_code == 401
-        override = {"X-HTTP-Method-Override": "GET", "X-Original-URL": "/healthz", "X-API-Key": keys["bad"]}
-        assert client.request(method, path, headers=override).status_code == 401
-        with_key = client.request(method, path, headers={"X-API-Key": keys["read other"]})
-        assert with_key.status_code in (403, 404, 405)
+    assert locked.request(method, path).status_code == 401
+    override = {"X-HTTP-Method-Override": "GET", "X-Original-URL": "/healthz", "X-API-Key": keys["bad"]}
+    assert locked.request(method, path, headers=override).status_code == 401
+    with_key = locked.request(method, path, headers={"X-API-Key": keys["read other"]})
+    assert with_key.status_code in (403, 404, 405)
 
 
 def test_a_bound_key_sees_its_collections_by_name_and_alias_only(database: Database) -> None:

@@ -195,13 +195,13 @@ ARROW_FAULTS: dict[str, tuple[Callable[[], pa.Table], str, str]] = {
 
 
 @pytest.mark.parametrize("case", ARROW_FAULTS)
-def test_a_bad_arrow_stream_is_refused_where_it_is_wrong(client: TestClient, case: str) -> None:
+def test_a_bad_arrow_stream_is_refused_where_it_is_wrong(refusing: TestClient, case: str) -> None:
     made, pointer, words = ARROW_FAULTS[case]
-    problem = put_arrow(client, made())
+    problem = put_arrow(refusing, made())
     assert problem["status"] == 422, problem
     assert words in problem["detail"]
     assert problem["errors"][0]["pointer"] == pointer
-    assert client.get(RECORDS + "/count").json() == {"count": 20}
+    assert refusing.get(RECORDS + "/count").json() == {"count": 20}
 
 
 def test_what_is_no_arrow_stream_is_400_and_compression_is_refused(client: TestClient) -> None:
@@ -266,14 +266,14 @@ QUERY_FAULTS: dict[str, tuple[str, object, str, str]] = {
 
 
 @pytest.mark.parametrize("case", QUERY_FAULTS)
-def test_a_bad_query_is_refused_where_it_is_wrong_alone_and_in_a_batch(client: TestClient, case: str) -> None:
+def test_a_bad_query_is_refused_where_it_is_wrong_alone_and_in_a_batch(refusing: TestClient, case: str) -> None:
     kind, body, pointer, words = QUERY_FAULTS[case]
     good: dict[str, object] = {"vector": PACKED if kind == MSGPACK else b64(PACKED)}
     for path, whole, place in (
         (QUERY, body, pointer),
         (QUERY + "/batch", {"queries": [good, body]}, "/queries/1" + pointer),
     ):
-        problem = send(client, path, whole, kind)
+        problem = send(refusing, path, whole, kind)
         assert problem["status"] == 422, problem
         assert words in problem["detail"]
         assert [error["pointer"] for error in problem["errors"]] == [place]
@@ -307,13 +307,13 @@ WRITE_FAULTS: dict[str, tuple[str, object, str, str]] = {
 
 
 @pytest.mark.parametrize("case", WRITE_FAULTS)
-def test_a_bad_write_is_refused_where_it_is_wrong_and_nothing_is_written(client: TestClient, case: str) -> None:
+def test_a_bad_write_is_refused_where_it_is_wrong_and_nothing_is_written(refusing: TestClient, case: str) -> None:
     kind, body, pointer, words = WRITE_FAULTS[case]
-    problem = send(client, RECORDS, body, kind, method="PUT")
+    problem = send(refusing, RECORDS, body, kind, method="PUT")
     assert problem["status"] == 422, problem
     assert words in problem["detail"]
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
-    assert client.get(RECORDS + "/count").json() == {"count": 20}
+    assert refusing.get(RECORDS + "/count").json() == {"count": 20}
 
 
 def test_what_is_no_msgpack_is_400(client: TestClient) -> None:
@@ -393,13 +393,13 @@ def test_scroll_count_and_delete_by_filter(client: TestClient) -> None:
     ],
 )
 def test_what_scroll_count_and_delete_refuse(
-    client: TestClient, path: str, body: dict[str, object], pointer: str
+    refusing: TestClient, path: str, body: dict[str, object], pointer: str
 ) -> None:
     for kind in (JSON, MSGPACK):
-        problem = send(client, RECORDS + path, body, kind)
+        problem = send(refusing, RECORDS + path, body, kind)
         assert problem["status"] == 422, problem
         assert [error["pointer"] for error in problem["errors"]] == [pointer]
-    assert client.get(RECORDS + "/count").json() == {"count": 20}
+    assert refusing.get(RECORDS + "/count").json() == {"count": 20}
 
 
 def test_a_foreign_cursor_is_refused(client: TestClient) -> None:
