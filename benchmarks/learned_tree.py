@@ -12,6 +12,7 @@ document in two leaves counts twice. k-means lists are searched by numpy. The la
 from __future__ import annotations
 
 import argparse
+import gc
 import gzip
 import json
 import sys
@@ -199,18 +200,16 @@ def kmeans(
 
 
 def compare(
-    data: Judged, settings: TreeSettings, most: int, work: Path | None, said: Callable[[str], None]
+    data: Judged, settings: TreeSettings, only: Mode | None, most: int, work: Path | None, said: Callable[[str], None]
 ) -> tuple[list[Line], list[TreeReport]]:
     """All lines of one set, with and without the adapter, and the reports of the trainings."""
     asked, pairs = data.tested(most), data.pairs()
-    adapter_epochs, epochs = default_epochs(len(pairs))
-    settings = replace(settings, adapter_epochs=adapter_epochs, epochs=epochs)
     grades = [data.grades[place] for place in asked]
     lines: list[Line] = []
     reports: list[TreeReport] = []
     with tempfile.TemporaryDirectory() as folder, nestvec.open(folder) as database:
         plain = built(database, "plain", data, data.documents, settings.leaves, nested=True)
-        for mode, prefix in MODES:
+        for mode, prefix in [each for each in MODES if only in (None, each[0])]:
             kept = None if work is None else work / f"{data.name}-{mode}"
             tree, report = learn(plain, pairs, replace(settings, mode=mode), folder=kept)
             reports.append(report)
@@ -232,14 +231,14 @@ def compare(
 
 @dataclass(frozen=True)
 class Speed:
-    """Calibrated searches: (recall asked for, nDCG@10, queries per second) and nDCG@10 of exact search."""
+    """Calibrated searches: (recall asked for, nDCG@10, queries per processor second) and nDCG@10 of exact search."""
 
     way: str
     points: list[tuple[float, float, float]]
     exact: float
 
     def at(self, quality: float) -> float:
-        """Queries per second at this nDCG@10, between the two points next to it; NaN where no point is as good."""
+        """Of queries per processor second, between the two points next to this nDCG@10; NaN where none is as good."""
         best: list[tuple[float, float]] = []
         for _, ndcg_found, rate in sorted(self.points, key=lambda point: -point[2]):  # the fastest first
             if not best or ndcg_found > best[-1][0]:
@@ -249,10 +248,22 @@ class Speed:
 
 
 def timed(
-    way: str, collection: Collection, learned: Floats, queries: Floats, grades: Sequence[dict[str, float]]
+    way: str,
+    collection: Collection,
+    learned: Floats,
+    queries: Floats,
+    grades: Sequence[dict[str, float]],
+    said: Callable[[str], None],
 ) -> Speed:
-    """Searches in batches by recall target, the best of three runs, after a calibration on the `learned` queries."""
+    """Searches in batches by recall target, the best of three runs, after a calibration on the `learned` queries.
+
+    Times are of the processor, of all threads together: what runs beside it is not counted.
+    """
+    gc.collect()
+    gc.freeze()  # what is held by now, torch among it, is not walked over again and again while answers are made
+    started = time.process_time()
     collection.calibrate(learned)
+    said(f"{way}: calibrated in {time.process_time() - started:.0f} s of the processor")
 
     def quality(answers: Sequence[nestvec.Hits]) -> float:
         found = zip(answers, grades, strict=True)
@@ -262,31 +273,34 @@ def timed(
     for target in TARGETS:
         rates = []
         for _ in range(3):
-            started = time.perf_counter()
+            started = time.process_time()
             answers = collection.search_batch(queries, k=HITS, recall=target, with_payload=False)
-            rates.append(len(queries) / (time.perf_counter() - started))
+            rates.append(len(queries) / (time.process_time() - started))
         points.append((target, quality(answers), max(rates)))
+        codes = np.mean([hits.work.codes for hits in answers])
+        found = (
+            f"nDCG@10 {points[-1][1]:.3f}, {codes:,.0f} codes a query, {max(rates):,.0f} queries per processor second"
+        )
+        said(f"{way:5} recall target {target:4.2f}: {found}")
     return Speed(way, points, quality(list(_asked(collection, queries, exact=True))))
 
 
 def race(
     data: Judged, settings: TreeSettings, most: int, work: Path | None, said: Callable[[str], None]
 ) -> list[Speed]:
-    """SOAR and a frozen tree over the same vectors, both calibrated, by queries per second at equal nDCG@10."""
+    """SOAR and a frozen tree over the same vectors, both calibrated: queries per processor second at equal nDCG@10."""
     asked, pairs = data.tested(most), data.pairs()
-    settings = replace(settings, mode="frozen", epochs=default_epochs(len(pairs))[1])
-    kept = None if work is None else work / f"{data.name}-speed"
+    settings = replace(settings, mode="frozen")
+    kept = None if work is None else work / f"{data.name}-frozen"
     train = np.flatnonzero(data.train)
     learned = data.queries[np.random.default_rng(2).choice(train, min(len(train), 1000), replace=False)]
     grades = [data.grades[place] for place in asked]
     with tempfile.TemporaryDirectory() as folder, nestvec.open(folder) as database:
         soar = built(database, "soar", data, data.documents, settings.leaves, nested=True)
-        tree, _ = learn(soar, pairs, settings, folder=kept)
+        tree, report = learn(soar, pairs, settings, folder=kept)
+        said(f"{data.name}, frozen: trained in {report.seconds:.0f} s")
         ways = (("SOAR", soar), ("EHI", built(database, "ehi", data, data.documents, tree, nested=True)))
-        found = [timed(way, collection, learned, data.queries[asked], grades) for way, collection in ways]
-    for speed in found:
-        for target, quality, rate in speed.points:
-            said(f"{data.name:8} {speed.way:5} recall target {target:4.2f}: nDCG@10 {quality:.3f}, {rate:8,.0f}/s")
+        found = [timed(way, collection, learned, data.queries[asked], grades, said) for way, collection in ways]
     for share in LEVELS:
         quality = share * found[0].exact
         rates = ", ".join(f"{speed.way} {speed.at(quality):,.0f}/s" for speed in found)
@@ -336,12 +350,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", default="static")
     parser.add_argument("--branches", default="256", help="children at each level, such as 256 or 64,64")
     parser.add_argument("--queries", type=int, default=3000, help="most test queries of a set")
+    parser.add_argument("--mode", choices=[mode for mode, _ in MODES], help="this one alone; no plot")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--work", type=Path, help="keep trainings here: a run that was stopped goes on from there")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--speed", action="store_true", help="instead: queries/s at equal nDCG@10, SOAR against a tree")
+    parser.add_argument("--speed", action="store_true", help="instead: SOAR and a tree by speed at equal nDCG@10")
     chosen = parser.parse_args(arguments)
-    settings = TreeSettings(tuple(int(each) for each in chosen.branches.split(",")), threads=chosen.threads)
+    branches = tuple(int(each) for each in chosen.branches.split(","))
+    settings = TreeSettings(branches, threads=chosen.threads, seed=chosen.seed)
     started = time.monotonic()
 
     def say(text: str) -> None:
@@ -357,11 +374,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"{name}: not there, skipped")
             continue
         data = read(chosen.folder / name, chosen.vectors, chosen.encoder)
+        adapter_epochs, epochs = default_epochs(len(data.pairs()))
+        settings = replace(settings, adapter_epochs=adapter_epochs, epochs=epochs)
         if chosen.speed:
             speeds[name] = race(data, settings, chosen.queries, chosen.work, say)
         else:
-            lines[name], reports[name] = compare(data, settings, chosen.queries, chosen.work, say)
-    if chosen.plot is not None and lines:
+            lines[name], reports[name] = compare(data, settings, chosen.mode, chosen.queries, chosen.work, say)
+    if chosen.plot is not None and lines and chosen.mode is None:
         draw(chosen.plot, lines)
     result = {
         "machine": describe(),

@@ -29,28 +29,29 @@ inline float positive(double value, const char* name, bool or_zero = false) {
     return number;
 }
 
-// Bytes in groups of 4 dims, in tiles of kTile nodes, as kernels read them; what is missing stays 128, which stands for 0.
+// Bytes in groups of 4 dims, in tiles of `width` nodes, as kernels read them; what is missing stays 128, which stands for 0.
 class Tiles {
    public:
     // `families` families of `siblings` nodes each.
-    Tiles(size_t families, size_t siblings, size_t groups)
+    Tiles(size_t families, size_t siblings, size_t groups, size_t width = kTile)
         : siblings_(siblings),
           groups_(groups),
-          tiles_((siblings + kTile - 1) / kTile),
-          pages_(std::make_shared<Pages>(families * tiles_ * groups * kTile * 4)) {
+          width_(width),
+          tiles_((siblings + width - 1) / width),
+          pages_(std::make_shared<Pages>(families * tiles_ * groups * width * 4)) {
         std::fill(pages_->data(), pages_->data() + pages_->size(), uint8_t(128));
     }
 
     void put(size_t node, size_t group, const uint8_t* four) {
-        const size_t family = node / siblings_, at = node % siblings_, tile = family * tiles_ + at / kTile;
-        std::memcpy(pages_->data() + ((tile * groups_ + group) * kTile + at % kTile) * 4, four, 4);
+        const size_t family = node / siblings_, at = node % siblings_, tile = family * tiles_ + at / width_;
+        std::memcpy(pages_->data() + ((tile * groups_ + group) * width_ + at % width_) * 4, four, 4);
     }
 
     const uint8_t* data() const { return pages_->data(); }
     size_t tiles() const { return tiles_; }  // of a family
 
    private:
-    size_t siblings_, groups_, tiles_;
+    size_t siblings_, groups_, width_, tiles_;
     std::shared_ptr<Pages> pages_;
 };
 
@@ -75,7 +76,8 @@ struct LayerHolder {
         layer.half_scale = 0.5f * positive(scale, "scale");
         layer.bias = data<float>(bias);
         inputs = 4 * layer.groups;
-        tiles.emplace(layer.nodes / layer.siblings, layer.siblings, layer.groups);
+        layer.width = tile_width(layer.siblings);
+        tiles.emplace(layer.nodes / layer.siblings, layer.siblings, layer.groups, layer.width);
         for (size_t node = 0; node < layer.nodes; ++node)
             for (size_t g = 0; g < layer.groups; ++g)
                 tiles->put(node, g, data<uint8_t>(codes) + node * inputs + 4 * g);

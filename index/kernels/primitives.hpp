@@ -1,6 +1,8 @@
 // The inner loops of a search, one set of functions per instruction set.
 #pragma once
 
+#include <cstring>
+
 #include "kernels.hpp"
 
 namespace nestvec {
@@ -8,6 +10,9 @@ namespace nestvec {
 constexpr size_t kTogether = 4;  // queries of a batch that read the centroids together
 constexpr size_t kRowsAhead = 32;  // int8 rows fetched ahead
 constexpr size_t kTile = 128;  // centroids scored together: their codes lie one after another
+
+// How many nodes a tile of a family of so many has: families of up to 64 are packed more closely.
+inline size_t tile_width(size_t siblings) { return siblings > 64 ? kTile : (siblings + 15) / 16 * 16; }
 
 // How many numbers so many nodes take in whole tiles.
 inline size_t in_tiles(size_t nodes) { return (nodes + kTile - 1) / kTile * kTile; }
@@ -18,6 +23,11 @@ struct Primitives {
     // anything beyond the nodes.
     void (*centroid_dots)(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* queries, size_t count,
                           int32_t* out);
+
+    // The same of one query and one tile of `width` nodes, 16, 32, 48 or 64; codes are [groups, width, 4]. Meanwhile as
+    // many codes from `ahead` on are fetched: the next family lies anywhere.
+    void (*family_dots)(const uint8_t* codes, size_t width, size_t groups, const int8_t* query, const uint8_t* ahead,
+                        int32_t* out);
 
     // The deficits (saturating sums of table entries) of every posting of `blocks` blocks. While block b is summed, the
     // block at ahead[b] is fetched: hardware prefetchers stop at every page, and cannot guess the next list.
@@ -63,7 +73,43 @@ struct Primitives {
 
     // lanes[j % kLanes] += (a[j] - b[j])^2 in float64, j ascending.
     void (*squares)(const float* a, const float* b, size_t n, double* lanes);
+
+    // lanes[j % kLanes] += e^(x[j] - most) in float64, j ascending; most >= x[j].
+    void (*add_exps)(const float* x, size_t n, float most, double* lanes);
 };
+
+// e^x of x <= 0 to 2 units in the last place, by steps that any instruction set rounds alike and the compiler takes
+// several at a time: Cephes' expf, the power of two by the bits of a sum. Below -87 that of -87, compared as bits, the fewer
+// of which lie nearer to 0: a comparison of floats may trap, so compilers do not take several at a time.
+NESTVEC_INLINE float exp_below(float x) {
+    constexpr float kWhole = 12582912.0f, kLeast = -87.0f;  // 1.5 * 2^23: adding it rounds to an integer, in the low bits
+    uint32_t bits, most;
+    std::memcpy(&bits, &x, 4);
+    std::memcpy(&most, &kLeast, 4);
+    bits = bits < most ? bits : most;
+    std::memcpy(&x, &bits, 4);
+    const float shifted = x * 1.44269504f + kWhole, n = shifted - kWhole;
+    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    float sum = 1.9875691500e-4f;
+    sum = sum * r + 1.3981999507e-3f;
+    sum = sum * r + 8.3334519073e-3f;
+    sum = sum * r + 4.1665795894e-2f;
+    sum = sum * r + 1.6666665459e-1f;
+    sum = sum * r + 5.0000001201e-1f;
+    std::memcpy(&bits, &shifted, 4);
+    bits = (bits << 23) + 0x3f800000u;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return ((sum * (r * r) + r) + 1.0f) * power;
+}
+
+// What add_exps does, compiled once for each instruction set.
+NESTVEC_INLINE void add_exps_of(const float* x, size_t n, float most, double* lanes) {
+    size_t j = 0;
+    for (; j + kLanes <= n; j += kLanes)
+        for (size_t i = 0; i < kLanes; ++i) lanes[i] += double(exp_below(x[j + i] - most));
+    for (size_t i = 0; j + i < n; ++i) lanes[i] += double(exp_below(x[j + i] - most));
+}
 
 const Primitives& portable();
 const Primitives& primitives(Isa isa);

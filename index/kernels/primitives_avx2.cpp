@@ -12,26 +12,36 @@
 namespace nestvec {
 namespace {
 
+// The sums of 8 nodes whose codes lie `stride` bytes apart. 16-bit products: the bytes are unsigned and large, and
+// pmaddubsw would saturate.
+NESTVEC_AVX2 NESTVEC_INLINE void dots_of_8(const uint8_t* from, size_t stride, size_t groups, const int8_t* query,
+                                           int32_t* out) {
+    __m256i low = _mm256_setzero_si256(), high = low;
+    for (size_t g = 0; g < groups; ++g, from += stride) {
+        int32_t four;
+        std::memcpy(&four, query + 4 * g, 4);
+        const __m256i weights = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
+        const __m256i a = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
+        const __m256i b = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(from + 16)));
+        low = _mm256_add_epi32(low, _mm256_madd_epi16(a, weights));
+        high = _mm256_add_epi32(high, _mm256_madd_epi16(b, weights));
+    }
+    // hadd works inside 128-bit lanes: centroids 0 1 4 5 | 2 3 6 7.
+    const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xD8);
+    _mm256_storeu_si256((__m256i*)out, sums);
+}
+
 NESTVEC_AVX2 void centroid_dots(const uint8_t* codes, size_t nodes, size_t groups, const int8_t* queries, size_t count,
                                 int32_t* out) {
-    // 16-bit products: the bytes are unsigned and large, and pmaddubsw would saturate.
     for (size_t q = 0; q < count; ++q, queries += 4 * groups, out += in_tiles(nodes))
-        for (size_t at = 0; at < nodes; at += 8) {
-            const uint8_t* from = codes + (at / kTile * groups * kTile + at % kTile) * 4;
-            __m256i low = _mm256_setzero_si256(), high = low;
-            for (size_t g = 0; g < groups; ++g, from += 4 * kTile) {
-                int32_t four;
-                std::memcpy(&four, queries + 4 * g, 4);
-                const __m256i weights = _mm256_cvtepi8_epi16(_mm_set1_epi32(four));
-                const __m256i a = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)from));
-                const __m256i b = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)(from + 16)));
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(a, weights));
-                high = _mm256_add_epi32(high, _mm256_madd_epi16(b, weights));
-            }
-            // hadd works inside 128-bit lanes: centroids 0 1 4 5 | 2 3 6 7.
-            const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(low, high), 0xD8);
-            _mm256_storeu_si256((__m256i*)(out + at), sums);
-        }
+        for (size_t at = 0; at < nodes; at += 8)
+            dots_of_8(codes + (at / kTile * groups * kTile + at % kTile) * 4, 4 * kTile, groups, queries, out + at);
+}
+
+NESTVEC_AVX2 void family_dots(const uint8_t* codes, size_t width, size_t groups, const int8_t* query,
+                              const uint8_t* ahead, int32_t* out) {
+    (void)ahead;
+    for (size_t at = 0; at < width; at += 8) dots_of_8(codes + 4 * at, 4 * width, groups, query, out + at);
 }
 
 // The 128 sums of one block, in four registers.
@@ -241,7 +251,9 @@ NESTVEC_AVX2 void squares(const float* a, const float* b, size_t n, double* lane
     portable().squares(a + j, b + j, n - j, lanes);
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares};
+NESTVEC_AVX2 void add_exps(const float* x, size_t n, float most, double* lanes) { add_exps_of(x, n, most, lanes); }
+
+constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps};
 
 }  // namespace
 

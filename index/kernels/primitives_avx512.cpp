@@ -63,6 +63,42 @@ NESTVEC_AVX512 void centroid_dots(const uint8_t* codes, size_t nodes, size_t gro
         dots_one(codes, nodes, groups, queries + 4 * q * groups, out + q * in_tiles(nodes));
 }
 
+template <size_t kLines>
+NESTVEC_AVX512 NESTVEC_INLINE void add_group(const uint8_t* codes, const int8_t* query, const uint8_t* ahead, __m512i* sums) {
+    int32_t four;
+    std::memcpy(&four, query, 4);
+    const __m512i weights = _mm512_set1_epi32(four);
+    for (size_t i = 0; i < kLines; ++i) {
+        NESTVEC_PREFETCH(ahead + 64 * i);
+        sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_loadu_si512(codes + 64 * i), weights);
+    }
+}
+
+// Two groups at a time: as many sums again, so that none waits for the last.
+template <size_t kLines>
+NESTVEC_AVX512 NESTVEC_INLINE void dots_family(const uint8_t* codes, size_t groups, const int8_t* query,
+                                               const uint8_t* ahead, int32_t* out) {
+    __m512i sums[2][kLines];
+    for (auto& row : sums)
+        for (__m512i& sum : row) sum = _mm512_setzero_si512();
+    size_t g = 0;
+    for (; g + 2 <= groups; g += 2, codes += 128 * kLines, ahead += 128 * kLines)
+        for (size_t half = 0; half < 2; ++half)
+            add_group<kLines>(codes + 64 * kLines * half, query + 4 * (g + half), ahead + 64 * kLines * half, sums[half]);
+    if (g < groups) add_group<kLines>(codes, query + 4 * g, ahead, sums[0]);
+    for (size_t i = 0; i < kLines; ++i) _mm512_storeu_si512(out + 16 * i, _mm512_add_epi32(sums[0][i], sums[1][i]));
+}
+
+NESTVEC_AVX512 void family_dots(const uint8_t* codes, size_t width, size_t groups, const int8_t* query,
+                                const uint8_t* ahead, int32_t* out) {
+    switch (width / 16) {
+        case 1: return dots_family<1>(codes, groups, query, ahead, out);
+        case 2: return dots_family<2>(codes, groups, query, ahead, out);
+        case 3: return dots_family<3>(codes, groups, query, ahead, out);
+        default: return dots_family<4>(codes, groups, query, ahead, out);
+    }
+}
+
 NESTVEC_AVX512 NESTVEC_INLINE void block(const uint8_t* codes, size_t pairs, const uint8_t* table,
                                          const uint8_t* ahead, __m512i& first, __m512i& second) {
     const __m512i nibble = _mm512_set1_epi8(15);
@@ -260,7 +296,9 @@ NESTVEC_AVX512 void squares(const float* a, const float* b, size_t n, double* la
     portable().squares(a + j, b + j, n - j, lanes);
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares};
+NESTVEC_AVX512 void add_exps(const float* x, size_t n, float most, double* lanes) { add_exps_of(x, n, most, lanes); }
+
+constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps};
 
 }  // namespace
 

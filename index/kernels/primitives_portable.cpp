@@ -24,6 +24,15 @@ void centroid_dots(const uint8_t* codes, size_t nodes, size_t groups, const int8
             }
 }
 
+void family_dots(const uint8_t* codes, size_t width, size_t groups, const int8_t* query, const uint8_t* ahead,
+                 int32_t* out) {
+    (void)ahead;
+    std::fill(out, out + width, 0);
+    for (size_t g = 0; g < groups; ++g, query += 4, codes += 4 * width)
+        for (size_t l = 0; l < width; ++l)
+            for (size_t t = 0; t < 4; ++t) out[l] += int32_t(codes[4 * l + t]) * query[t];
+}
+
 void sum_blocks(const uint8_t* codes, size_t blocks, size_t pairs, const uint8_t* table, const uint8_t* const* ahead,
               uint8_t* out) {
     (void)ahead;
@@ -137,7 +146,9 @@ void squares(const float* a, const float* b, size_t n, double* lanes) {
     }
 }
 
-constexpr Primitives kAll{centroid_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares};
+void add_exps(const float* x, size_t n, float most, double* lanes) { add_exps_of(x, n, most, lanes); }
+
+constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps};
 
 }  // namespace
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "query.hpp"
@@ -19,11 +18,15 @@ Searcher::Input Searcher::read_in(const float* x, size_t n, const Layer& layer, 
     return Input{step, shift};
 }
 
-// The outputs of the nodes below one parent; the greatest.
-float Searcher::layer_out(const Layer& layer, size_t parent, const Input& input, Scratch& s, float* out) const {
-    int32_t* dots = sized(s.dots, layer.tiles * kTile);
-    const uint8_t* codes = layer.codes + parent * layer.tiles * layer.groups * kTile * 4;
-    primitives_.centroid_dots(codes, layer.siblings, layer.groups, s.query8.data(), 1, dots);
+// The outputs of the nodes below one parent; the greatest. `next`: the parent that is asked for after it.
+float Searcher::layer_out(const Layer& layer, size_t parent, size_t next, const Input& input, Scratch& s, float* out) const {
+    int32_t* dots = sized(s.dots, layer.tiles * layer.width);
+    const size_t family = layer.tiles * layer.groups * layer.width * 4;
+    const uint8_t *codes = layer.codes + parent * family, *ahead = layer.codes + next * family;
+    if (layer.width < kTile)
+        primitives_.family_dots(codes, layer.width, layer.groups, s.query8.data(), ahead, dots);
+    else
+        primitives_.centroid_dots(codes, layer.siblings, layer.groups, s.query8.data(), 1, dots);
     return primitives_.list_scores(dots, layer.siblings, input.shift, layer.half_scale * input.step,
                                    layer.bias + parent * layer.siblings, out);
 }
@@ -33,10 +36,10 @@ const float* Searcher::router_features(const float* vector, const Router& router
     if (router.features.empty()) return vector;
     const Layer &first = router.features[0], &second = router.features[1];
     float* hidden = sized(s.hidden, first.nodes);
-    layer_out(first, 0, read_in(vector, router.dims, first, s), s, hidden);
+    layer_out(first, 0, 0, read_in(vector, router.dims, first, s), s, hidden);
     for (size_t i = 0; i < first.nodes; ++i) hidden[i] = hidden[i] > 0.0f ? hidden[i] : 0.0f;
     float* seen = sized(s.seen, router.dims);
-    layer_out(second, 0, read_in(hidden, first.nodes, second, s), s, seen);
+    layer_out(second, 0, 0, read_in(hidden, first.nodes, second, s), s, seen);
     for (size_t i = 0; i < router.dims; ++i) seen[i] = vector[i] + seen[i];
     return seen;
 }
@@ -48,9 +51,9 @@ float Searcher::tree_scores(const float* vector, const Plan& plan, Scratch& s, f
     const float* seen = router_features(vector, router, s);
     const Input input = read_in(seen, router.dims, root, s);
     const size_t levels = router.heads.size();
-    if (levels == 1) return layer_out(root, 0, input, s, scores);
+    if (levels == 1) return layer_out(root, 0, 0, input, s, scores);
     size_t nodes = root.nodes;
-    float best = layer_out(root, 0, input, s, sized(s.level, nodes));
+    float best = layer_out(root, 0, 0, input, s, sized(s.level, nodes));
     for (size_t level = 1; level < levels; ++level) {
         const Layer& layer = router.heads[level];
         const size_t below = model_.partitions / nodes;
@@ -63,8 +66,9 @@ float Searcher::tree_scores(const float* vector, const Plan& plan, Scratch& s, f
         best = -std::numeric_limits<float>::infinity();
         std::fill_n(found, layer.nodes, best);
         for (size_t i = 0; i < width; ++i) {
-            const size_t parent = uint32_t(keys[i]);
-            best = std::max(best, children(layer, parent, s.level[parent], input, s, found + parent * layer.siblings));
+            const size_t parent = uint32_t(keys[i]), next = uint32_t(keys[std::min(i + 1, width - 1)]);
+            float* out = found + parent * layer.siblings;
+            best = std::max(best, children(layer, parent, next, s.level[parent], input, s, out));
         }
         s.level.swap(s.below);
         nodes = layer.nodes;
@@ -72,41 +76,14 @@ float Searcher::tree_scores(const float* vector, const Plan& plan, Scratch& s, f
     return best;
 }
 
-namespace {
-
-// e^x of x <= 0 to 2 units in the last place, by steps that any instruction set rounds alike and the compiler takes
-// several at a time: Cephes' expf, the power of two by the bits of a sum. Below -87 that of -87.
-inline float exp_below(float x) {
-    constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, found in the low bits
-    x = x < -87.0f ? -87.0f : x;
-    const float shifted = x * 1.44269504f + kWhole, n = shifted - kWhole;
-    const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    for (float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        sum = sum * r + next;
-    uint32_t bits;
-    std::memcpy(&bits, &shifted, 4);
-    bits = (bits << 23) + 0x3f800000u;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return ((sum * (r * r) + r) + 1.0f) * power;
-}
-
-inline void add_exps(const float* x, size_t n, float most, double* lanes) {
-    for (size_t i = 0; i < n; ++i) lanes[i] += double(exp_below(x[i] - most));
-}
-
-}  // namespace
-
 // out[j] = the parent's score + the log-probability of its child j among its children. The greatest.
-float Searcher::children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& s, float* out) const {
-    const float most = layer_out(layer, parent, input, s, out);
+float Searcher::children(const Layer& layer, size_t parent, size_t next, float score, const Input& input, Scratch& s,
+                         float* out) const {
+    const float most = layer_out(layer, parent, next, input, s, out);
     double lanes[kLanes] = {};
-    size_t j = 0;
-    for (; j + kLanes <= layer.siblings; j += kLanes) add_exps(out + j, kLanes, most, lanes);
-    add_exps(out + j, layer.siblings - j, most, lanes);
+    primitives_.add_exps(out, layer.siblings, most, lanes);
     const float total = most + float(std::log(add_pairwise(lanes)));
-    for (j = 0; j < layer.siblings; ++j) out[j] = (score + out[j]) - total;
+    for (size_t j = 0; j < layer.siblings; ++j) out[j] = (score + out[j]) - total;
     return (score + most) - total;
 }
 

@@ -10,8 +10,8 @@ namespace nestvec {
 // A layer of a router, as bytes: outputs are sums of weights times inputs, plus a bias. Nodes come in groups of siblings
 // that are scored together: the children of one parent.
 struct Layer {
-    const uint8_t* codes;  // [nodes / siblings, tiles, groups, kTile, 4]
-    size_t nodes, siblings, tiles, groups;
+    const uint8_t* codes;  // [nodes / siblings, tiles, groups, width, 4]
+    size_t nodes, siblings, tiles, groups, width;
     float half_scale;   // of weights: list_scores doubles where there is a bias
     const float* bias;  // [nodes]
 };
@@ -154,10 +154,11 @@ class Searcher {
     };
 
     Input read_in(const float* x, size_t n, const Layer& layer, Scratch& scratch) const;
-    float layer_out(const Layer& layer, size_t parent, const Input& input, Scratch& scratch, float* out) const;
+    float layer_out(const Layer& layer, size_t parent, size_t next, const Input& input, Scratch& scratch, float* out) const;
     const float* router_features(const float* vector, const Router& router, Scratch& scratch) const;
     float tree_scores(const float* vector, const Plan& plan, Scratch& scratch, float* scores) const;
-    float children(const Layer& layer, size_t parent, float score, const Input& input, Scratch& scratch, float* out) const;
+    float children(const Layer& layer, size_t parent, size_t next, float score, const Input& input, Scratch& scratch,
+                   float* out) const;
     void rescore_lists(const float* vector, Scratch& scratch, Route& route) const;
     bool measure(const float* vector, Route& route) const;
     size_t list_keys(const float* scores, float least, size_t most, Scratch& scratch) const;

@@ -116,6 +116,13 @@ def test_heads_of_two_levels_divide_each_node() -> None:
     assert [head.shape for head in cold] == [(4, 512), (32, 512)]
 
 
+def test_a_beam_costs_under_a_quarter_of_one_level_where_that_is_enough_for_eight_nodes() -> None:
+    kept = {branches: TreeSettings(branches).kept for branches in ((256,), (16, 16), (64, 64), (256, 16))}
+    assert kept == {(256,): 8, (16, 16): 8, (64, 64): 14, (256, 16): 45}
+    assert 64 + 14 * 64 < 0.25 * 64 * 64 <= 64 + 15 * 64
+    assert TreeSettings((64, 64), beam=30).kept == 30
+
+
 def test_heads_are_means_of_the_clusters_that_a_guide_sees() -> None:
     rows, seen = _vectors(400), np.eye(4, dtype=np.float32)[np.arange(400) % 4]
     (heads,) = starting_heads(seen, rows, (4,), 0, warm=True)

@@ -22,7 +22,9 @@ torch = pytest.importorskip("torch")
 from nestvec.train.ehi import command  # noqa: E402
 from nestvec.train.ehi.command import learn, train_tree  # noqa: E402
 from nestvec.train.ehi.config import TreeSettings, Weights  # noqa: E402
+from nestvec.train.ehi.examples import split  # noqa: E402
 from nestvec.train.ehi.fit import fit  # noqa: E402
+from nestvec.train.ehi.start import unit  # noqa: E402
 from nestvec.train.ehi.stored import read_stored, titled_pairs  # noqa: E402
 
 ROWS = 3000
@@ -56,16 +58,25 @@ def test_a_trained_router_beats_its_start_and_serves(database: nestvec.Database)
     assert len({hit.id for hit in hits.hits} & {hit.id for hit in exact.hits}) >= 5
 
 
-def test_a_guide_gives_a_better_start_than_kmeans(database: nestvec.Database) -> None:
-    collection = database.collection("plain")
-    stored = read_stored(collection, titled_pairs(collection, "title"), SETTINGS.rows, 0)
-    guided, plain = (
-        fit(command.examples_of(collection, stored, SETTINGS), replace(SETTINGS, guide=guide, epochs=1)).history
-        for guide in (40, 0)
+def test_a_guide_gives_a_better_start_than_kmeans() -> None:
+    """Where vectors lie together by what nobody asks for: a query has its document's topic and a place of its own."""
+    random = np.random.default_rng(0)
+    count, topic = 1600, random.integers(16, size=1600)
+    places, own = random.standard_normal((12, 24)), 0.5 * random.standard_normal((count, 24))
+
+    def drawn() -> np.ndarray:
+        parts = (0.7 * places[random.integers(12, size=count)], 2.0 * np.eye(16)[topic], own)
+        return unit(np.concatenate(parts, axis=1).astype(np.float32))
+
+    pairs = np.stack((np.arange(count), np.arange(count)), axis=1)
+    examples = split(
+        drawn(), drawn(), pairs, np.ones(count, np.float32), unit=True, prefixes=(64,), held_out=0.2, seed=0
     )
+    settings = TreeSettings(branches=(16,), mode="frozen", epochs=1, batch=256, threads=1)
+    guided, plain = (fit(examples, replace(settings, guide=guide)).history for guide in (60, 0))
     start = {each["phase"]: each["score"] for each in guided if each["epoch"] == 0}
     assert start["guide"] == next(each["score"] for each in plain)  # a guide that changes nothing yet is k-means
-    assert start["router"] > start["guide"]  # what made no better start would not have been kept
+    assert start["router"] > start["guide"] + 0.03
 
 
 def test_an_adapter_makes_exact_search_better(database: nestvec.Database) -> None:
@@ -123,6 +134,19 @@ def test_every_way_of_training_learns(database: nestvec.Database, settings: Tree
     stored = read_stored(collection, titled_pairs(collection, "title"), settings.rows, 0)
     fitted = fit(command.examples_of(collection, stored, settings), settings)
     assert fitted.history[-1]["score"] > fitted.history[0]["score"]
+
+
+def test_levels_are_learned_one_after_the_other_and_measured_through_the_beam(database: nestvec.Database) -> None:
+    collection = database.collection("plain")
+    stored = read_stored(collection, titled_pairs(collection, "title"), SETTINGS.rows, 0)
+    settings = TreeSettings((8, 16), "frozen", epochs=2, batch=256, guide=10, refile=1, threads=1)
+    examples = command.examples_of(collection, stored, settings)
+    wide, narrow = (fit(examples, replace(settings, beam=beam)) for beam in (8, 1))
+    phases = list(dict.fromkeys(each["phase"] for each in wide.history))
+    assert phases == ["guide", "router", "router, unguided", "router, level 2"]
+    assert wide.arrays["head1.weights"].shape[0] == 128
+    assert wide.curve.recall[-1] == pytest.approx(1)  # every node is kept
+    assert narrow.curve.recall[-1] < 0.9  # one of eight
 
 
 def test_a_collapsed_tree_is_not_published(database: nestvec.Database) -> None:

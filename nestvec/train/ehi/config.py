@@ -12,6 +12,9 @@ Mode = Literal["frozen", "adapter", "joint"]
 """frozen: the router alone, over stored vectors. adapter: an adapter of the vectors first, then the router over what it
 gives. joint: both at once."""
 
+_LEAST_BEAM = 8
+_SHARE = 0.24  # of the cost of one level with all leaves, for the beam of several
+
 SCALE = 20.0
 """Logits of a router that starts from k-means: SCALE times the cosine to the leaf's centre."""
 
@@ -50,7 +53,8 @@ class TreeSettings:
     guide: batches that teach a second adapter, used for the start alone: leaves are k-means of what it makes of the
     documents; 0: of the documents themselves. hidden: width of the adapter. features: width of the router's own hidden
     layer; 0: it is linear. warm: start from spherical k-means. held_out: share of the queries that training never sees.
-    rows: most documents that are looked at.
+    beam: nodes kept after each level but the last; 0: such that routing costs just under a quarter of what all leaves
+    in one level would, and 8 at least. rows: most documents that are looked at.
     """
 
     branches: tuple[int, ...] = (256,)
@@ -69,7 +73,7 @@ class TreeSettings:
     negatives: int = 0
     hidden: int = 768
     features: int = 0
-    beam: int = 8
+    beam: int = 0
     warm: bool = True
     held_out: float = 0.1
     rows: int = 200_000
@@ -92,6 +96,7 @@ class TreeSettings:
             ("refile", 1),
             ("patience", 1),
             ("guide", 0),
+            ("beam", 0),
         ):
             if getattr(self, name) < least:
                 raise InvalidInput(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -108,6 +113,12 @@ class TreeSettings:
     def leaves(self) -> int:
         """Leaves of the tree."""
         return math.prod(self.branches)
+
+    @property
+    def kept(self) -> int:
+        """Nodes kept after each level but the last."""
+        below = sum(self.branches[1:])
+        return self.beam or max(_LEAST_BEAM, int((_SHARE * self.leaves - self.branches[0]) / below) if below else 0)
 
 
 def default_branches(rows: int) -> tuple[int, ...]:

@@ -6,14 +6,14 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nestvec.engine.progress import Progress, silent
-from nestvec.index.ehi.assign import Filing, file_rows
+from nestvec.index.ehi.assign import Filing, best_leaves, file_rows
 from nestvec.train.ehi import losses
 from nestvec.train.ehi.balance import Balance
 from nestvec.train.ehi.checkpoint import State, load
@@ -26,12 +26,14 @@ from nestvec.train.ehi.model import (
     adapt_all,
     adapted,
     leaf_log_probs,
+    new_head,
     new_residual,
     new_router,
     to_arrays,
     to_router,
     torch_threads,
 )
+from nestvec.train.ehi.start import divided, starting_heads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,7 +91,11 @@ class _Trainer:
         self.documents, self.queries = examples.documents, examples.queries  # as the router sees them
 
     def train(self) -> Arrays:
-        """Arrays of the best tree."""
+        """Arrays of the best tree.
+
+        Levels are learned one after the other: a tree of the first ones, then the last from clusters of what lies below
+        each node, and all again. Clusters that only follow clusters lead a narrow beam astray.
+        """
         examples, settings = self.examples, self.settings
         arrays: Arrays = {}
         if settings.mode != "frozen":
@@ -99,13 +105,33 @@ class _Trainer:
             tensors = self._tensors(arrays)
             self.documents = adapt_all(tensors, examples.documents, examples.unit)
             self.queries = adapt_all(tensors, examples.queries, examples.unit)
-        name = "joint" if settings.mode == "joint" else "router"
+        if settings.mode == "joint":
+            return self._better("joint", arrays)
+        self.settings = replace(settings, branches=settings.branches[:1])
+        arrays = self._better("router", arrays)
+        for level in range(1, len(settings.branches)):
+            below = self._below(arrays, settings.branches[level])
+            self.settings = replace(settings, branches=settings.branches[: level + 1])
+            arrays = self._tree(f"router, level {level + 1}", arrays | new_head(level, below))
+        return arrays
+
+    def _better(self, name: str, arrays: Arrays) -> Arrays:
+        """The better of the trees that the guide and k-means start: one that looks better at first may end worse."""
         guided = self._tree(name, arrays | self._start())
-        if not (settings.warm and settings.guide):
+        if not (self.settings.warm and self.settings.guide):
             return guided
-        # A start that looks better may end worse: the tree that k-means starts is trained too, and the better one kept.
-        plain = self._tree(f"{name}, unguided", arrays | new_router(self.documents, self.documents, settings))
+        plain = self._tree(f"{name}, unguided", arrays | new_router(self.documents, self.documents, self.settings))
         return max((name, guided), (f"{name}, unguided", plain), key=lambda each: self.state.best[each[0]])[1]
+
+    def _below(self, arrays: Arrays, width: int) -> F32:
+        """Heads of another level: clusters of the documents that are filed in each leaf of the tree so far."""
+        settings = self.settings
+        if not settings.warm:
+            return starting_heads(
+                self.documents, self.documents, (settings.leaves * width,), settings.seed, warm=False
+            )[0]
+        filed = file_rows(to_router(arrays, settings), self.documents, self.filing)[:, 0]
+        return divided(self.documents, self.documents, filed, settings.leaves, width, settings.seed)[0]
 
     def _tree(self, name: str, arrays: Arrays) -> Arrays:
         learned = tuple(each for each in arrays if name.startswith("joint") or not each.startswith("adapter"))
@@ -148,7 +174,7 @@ class _Trainer:
             "guide": (self._guide_loss, self._measure_guide),
             "router": (self._router_loss, self._measure_router),
             "joint": (self._joint_loss, self._measure_router),
-        }[name.removesuffix(", unguided")]
+        }[name.split(",")[0]]
         decay = 0.0 if name.startswith("router") else _DECAY
         every = epochs if name == "guide" else self.settings.refile
         phase = Phase(name, tuple(learned), loss, measure, epochs, every, decay)
@@ -254,11 +280,11 @@ class _Trainer:
         return sum(at) / len(at), {name: round(float(value), 4) for name, value in facts.items()}
 
     def _leaf_scores(self, arrays: Arrays, queries: F32) -> F32:
-        import torch
-
-        with torch.inference_mode():
-            rows = torch.from_numpy(queries).to(self._device)
-            scores: F32 = leaf_log_probs(self._tensors(arrays), rows, self.settings.branches).cpu().numpy()
+        """Log-probabilities f32 [q, leaves] of the leaves that the beam of each query reaches; -inf of the others."""
+        router = to_router(arrays, self.settings)
+        scores = np.full((len(queries), router.leaves), -np.inf, np.float32)
+        reached = router.leaves if len(router.branches) == 1 else router.beam * router.branches[-1]
+        np.put_along_axis(scores, *best_leaves(router, queries, reached), axis=1)
         return scores
 
     def _mine(self, arrays: Arrays, documents: F32, queries: F32, filed: Leaves) -> Rows:
@@ -270,9 +296,7 @@ class _Trainer:
         learned = np.array(sorted(own), np.int64)
         for start in range(0, len(learned), 256):
             block = learned[start : start + 256]
-            reached = np.argpartition(-self._leaf_scores(arrays, queries[block]), settings.beam, axis=1)[
-                :, : settings.beam
-            ]
+            reached = best_leaves(to_router(arrays, settings), queries[block], settings.kept)[0]
             visited = np.zeros((len(block), settings.leaves + 1), np.bool_)
             np.put_along_axis(visited, reached, True, axis=1)
             visited[:, -1] = False

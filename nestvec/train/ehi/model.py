@@ -39,14 +39,17 @@ def new_residual(name: str, dims: int, hidden: int, seed: int) -> Arrays:
 def new_router(guided: F32, vectors: F32, settings: TreeSettings) -> Arrays:
     """Weights of a router over vectors like f32 [n, dims]: SCALE times the cosine to the means of clusters, found by
     k-means of what a guide made of the same rows."""
-    heads = starting_heads(guided, vectors, settings.branches, settings.seed, settings.warm)
     made: Arrays = {}
-    for level, centres in enumerate(heads):
-        made[f"head{level}.weights"] = centres
-        made[f"head{level}.bias"] = np.zeros(len(centres), np.float32)
+    for level, centres in enumerate(starting_heads(guided, vectors, settings.branches, settings.seed, settings.warm)):
+        made |= new_head(level, centres)
     if settings.features:
         made |= new_residual("features", vectors.shape[1], settings.features, settings.seed)
     return made
+
+
+def new_head(level: int, centres: F32) -> Arrays:
+    """The weights of one level: SCALE times the cosine to the centres f32 [nodes of the level, dims]."""
+    return {f"head{level}.weights": centres, f"head{level}.bias": np.zeros(len(centres), np.float32)}
 
 
 def residual(tensors: Tensors, name: str, rows: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ def to_router(arrays: Mapping[str, F32], settings: TreeSettings) -> Router:
         Layer(np.ascontiguousarray(SCALE * arrays[f"head{level}.weights"], np.float32), arrays[f"head{level}.bias"])
         for level in range(len(settings.branches))
     )
-    return Router(settings.branches, heads, to_residual(arrays, "features"), settings.beam)
+    return Router(settings.branches, heads, to_residual(arrays, "features"), settings.kept)
 
 
 def to_residual(arrays: Mapping[str, F32], name: str) -> Residual | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,25 +52,35 @@ def starting_heads(guided: F32, vectors: F32, branches: Sequence[int], seed: int
     Clusters are of the same rows as a guide sees them, `guided` f32 [n, e], and below the first level of each node's
     own rows. `warm` False: random directions, for comparison.
     """
-    random = np.random.default_rng(seed)
     nodes = np.cumprod(branches).tolist()
     if not warm:
+        random = np.random.default_rng(seed)
         return [unit(random.standard_normal((count, vectors.shape[1])).astype(np.float32)) for count in nodes]
     heads: list[F32] = []
-    groups = [np.arange(len(vectors))]
+    node = np.zeros(len(vectors), np.int64)
     for level, width in enumerate(branches):
-        parts = []
-        below: list[NDArray[np.int64]] = []
-        for node, members in enumerate(groups):
-            # A node with hardly any rows of its own divides a random sample instead: it still needs directions.
-            own = members if len(members) >= width else random.choice(len(vectors), min(len(vectors), 4 * width))
-            centres = spherical_kmeans(guided[own], width, seed + level * 100_003 + node)
-            parts.append(_means(unit(vectors[own]), nearest_centre(guided[own], centres), width))
-            nearest = nearest_centre(guided[members], centres)
-            below += [members[nearest == child] for child in range(width)]
-        heads.append(np.concatenate(parts))
-        groups = below
+        found, node = divided(guided, vectors, node, nodes[level] // width, width, seed + level * 100_003)
+        heads.append(found)
     return heads
+
+
+def divided(
+    guided: F32, vectors: F32, node: NDArray[np.integer[Any]], nodes: int, width: int, seed: int
+) -> tuple[F32, NDArray[np.int64]]:
+    """(heads f32 [nodes * width, d], the child of each row int64 [n]): each node's rows in `width` clusters.
+
+    node int [n]: the node that each row lies in. A node with hardly any rows divides a random sample instead: it still
+    needs directions.
+    """
+    random = np.random.default_rng(seed)
+    parts, child = [], np.zeros(len(vectors), np.int64)
+    for parent in range(nodes):
+        members = np.flatnonzero(node == parent)
+        own = members if len(members) >= width else random.choice(len(vectors), min(len(vectors), 4 * width))
+        centres = spherical_kmeans(guided[own], width, seed + parent)
+        parts.append(_means(unit(vectors[own]), nearest_centre(guided[own], centres), width))
+        child[members] = parent * width + nearest_centre(guided[members], centres)
+    return np.concatenate(parts), child
 
 
 def _means(rows: F32, cluster: NDArray[np.int64], clusters: int) -> F32:
