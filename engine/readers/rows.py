@@ -19,6 +19,10 @@ Floats = npt.NDArray[np.float32]
 VECTOR_NAMES = ("vector", "embedding")
 
 
+NO_TEXT = "text: is empty or missing"
+"""The reason in `Chunk.bad` for a row that has none where one is needed."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns to read; None = guess (before `resolve`) or absent (after)."""
@@ -177,7 +181,7 @@ def _text(parts: list[Any], offset: int, bad: dict[int, str], needed: bool) -> s
         return ""
     joined = ": ".join(part for part in parts if part)
     if needed and not joined:
-        bad.setdefault(offset, "text: is empty or missing")
+        bad.setdefault(offset, NO_TEXT)
     return joined
 
 

@@ -31,6 +31,8 @@ Tasks = Annotated[bool, typer.Option("--tasks", help='Texts as "task: ... | quer
 Patience = Annotated[int, typer.Option(min=1, help="Looks at held-out triples without a gain before it stops.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn by chance.")]
 Each = Annotated[int, typer.Option(min=1, max=64, help="Clozes of each 200 words.")]
+Most = Annotated[int, typer.Option(min=1, help="Clozes in all: of more, a sample.")]
+Hold = Annotated[float, typer.Option(min=0, help="Weight of leaving the vectors of general text where they were.")]
 Keep = Annotated[float, typer.Option(min=0, max=0.99, help="Share of the old weights in the average that is written.")]
 
 
@@ -80,7 +82,9 @@ def adapt(
     out: Out,
     tower: TowerName = "static",
     each: Each = 4,
+    most: Most = 60_000,
     epochs: Epochs = 2,
+    hold: Hold = 100.0,
     keep: Keep = 0.3,
     id_column: IdColumn = None,
     title_column: TitleColumn = "title",
@@ -95,7 +99,7 @@ def adapt(
 
     passages = passages_of(source, db, id_column, title_column, text_column)
     with stops_interrupt(), progress_reporter() as progress:
-        summary = run(passages, out, Adaptation(tower, each, epochs, keep, seed), progress=progress)
+        summary = run(passages, out, Adaptation(tower, each, most, epochs, hold, keep, seed), progress=progress)
     print_summary("adapt", summary, json)
 
 

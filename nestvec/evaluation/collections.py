@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from nestvec.engine.calibration.run import LEAST_QUERIES
 from nestvec.engine.collection import Collection
+from nestvec.engine.coordinates import F32
 from nestvec.engine.database import Database
 from nestvec.engine.encoders import Encoder
 from nestvec.engine.intake import Batch
@@ -36,7 +38,7 @@ class Corpus:
     empty: int
 
     def prefix(self, database: Database, dims: int, encoder: Encoder, progress: Progress) -> Collection:
-        """The collection of the first `dims` numbers of every vector, with its index and its words.
+        """The collection of the first `dims` numbers of every vector, with its index, not calibrated, and its words.
 
         It may be there from an earlier call. Raises what building does.
         """
@@ -44,11 +46,22 @@ class Corpus:
         name = f"{self.encoded.name}-{dims}"
         made = database.create_collection(name, dims=dims, granularities=granularities, bm25=True, exist_ok=True)
         if made.count() < self.rows:  # a build publishes all rows or none
-            made.build(_batches(self.encoded, dims), progress=_told(progress, f"{dims} dims: "))
-        if made.calibration() is None:
-            made.calibrate(progress=_told(progress, f"{dims} dims: "))
+            made.build(_batches(self.encoded, dims), calibrate=False, progress=_told(progress, f"{dims} dims: "))
         made.warm()
         return made
+
+
+def calibrate(made: Collection, queries: F32, encoder: Encoder, progress: Progress) -> None:
+    """Measure the plans of a collection of a prefix, with `queries` f32 [b, encoder.dims] that are not to be asked.
+
+    Fewer than a calibration takes stay out of it: as in any collection with an encoder, pieces of the documents are
+    asked then. It is done anew at every call: what is kept may have been asked the queries of this one.
+    """
+    dims, told = made.config.dims, _told(progress, f"{made.config.dims} dims: ")
+    if len(queries) >= LEAST_QUERIES:
+        made.calibrate(queries[:, :dims], progress=told)
+    else:
+        made.calibrate(encode=lambda texts: encoder.encode_queries(texts)[:, :dims], progress=told)
 
 
 def encode_corpus(database: Database, path: Path, name: str, encoder: Encoder, progress: Progress) -> Corpus:
@@ -100,9 +113,9 @@ def _told(progress: Progress, where: str) -> Progress:
     return lambda stage, done, total: progress(where + stage, done, total)
 
 
-def encode_queries(encoder: Encoder, texts: list[str], progress: Progress) -> np.ndarray:
+def encode_queries(encoder: Encoder, texts: Sequence[str], progress: Progress) -> F32:
     """Vectors f32 [len(texts), encoder.dims]."""
-    waiting, found = iter(texts), []
+    waiting, found = iter(texts), [np.empty((0, encoder.dims), np.float32)]
     while batch := list(islice(waiting, _ENCODED_AT_ONCE)):
         found.append(encoder.encode_queries(batch))
         progress("encode queries", sum(map(len, found)), len(texts))

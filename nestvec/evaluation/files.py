@@ -22,15 +22,20 @@ Grades = Mapping[str, Mapping[str, int]]
 """Query -> document -> grade, of relevant documents (grade over 0) only."""
 
 
+OTHERS = 1000
+
+
 @dataclass(frozen=True)
 class JudgedSet:
     """One split of a set. `queries`: (id, text) of those with a relevant document, in the file's order; `grades`: of
-    these queries; `corpus`: the file that `documents` reads."""
+    these queries; `corpus`: the file that `documents` reads; `others`: at most OTHERS texts of the file's queries that
+    are none of `queries`."""
 
     name: str
     corpus: Path
     queries: tuple[tuple[str, str], ...]
     grades: Grades
+    others: tuple[str, ...]
 
 
 def read_set(folder: Path, split: str = "test", most: int | None = None) -> JudgedSet:
@@ -40,13 +45,26 @@ def read_set(folder: Path, split: str = "test", most: int | None = None) -> Judg
     """
     corpus, queries = _find(folder, "corpus.jsonl"), _find(folder, "queries.jsonl")
     grades = _read_grades(_find(folder, f"qrels/{split}.tsv", "qrels.tsv"))
-    asked = [(id, text) for id, text in _read_queries(queries, split) if id in grades]
+    asked, unasked = [], []
+    for id, text, of in _read_queries(queries):
+        if of in (None, split) and id in grades:
+            asked.append((id, text))
+        else:
+            unasked.append(text)
     if not asked:
         raise InvalidInput(f"{folder}: no query of split {split!r} has a relevant document")
     if most is not None and len(asked) > most:
-        asked = random.Random(0).sample(asked, most)
+        everyone, asked = asked, random.Random(0).sample(asked, most)
+        unasked += [text for _, text in everyone]
     kept = {id: grades[id] for id, _ in asked}
-    return JudgedSet(folder.resolve().name, corpus, tuple(asked), kept)
+    return JudgedSet(folder.resolve().name, corpus, tuple(asked), kept, _others(asked, unasked))
+
+
+def _others(asked: list[tuple[str, str]], unasked: list[str]) -> tuple[str, ...]:
+    """A seeded sample of the texts that nobody is asked."""
+    measured = {text for _, text in asked}
+    found = [text for text in dict.fromkeys(unasked) if text not in measured]
+    return tuple(random.Random(0).sample(found, min(OTHERS, len(found))))
 
 
 def documents(path: Path) -> Iterator[tuple[str, str]]:
@@ -79,19 +97,18 @@ def _find(folder: Path, *names: str) -> Path:
     )
 
 
-def _read_queries(path: Path, split: str) -> Iterator[tuple[str, str]]:
-    seen: set[str] = set()
+def _read_queries(path: Path) -> Iterator[tuple[str, str, str | None]]:
+    """(id, text, its split if the file says it)."""
+    seen: set[tuple[str, str | None]] = set()
     for number, item in _objects(path):
-        id = _id(path, number, item)
-        if item.get("split", split) != split:
-            continue
+        id, split = _id(path, number, item), item.get("split")
         text = _string(path, number, item, "text").strip()
         if not text:
             raise InvalidInput(f"{path}, line {number}: query {id!r:.100} has no text")
-        if id in seen:
+        if (id, split) in seen:
             raise InvalidInput(f"{path}, line {number}: a second query with the id {id!r:.100}")
-        seen.add(id)
-        yield id, text
+        seen.add((id, split))
+        yield id, text, split
 
 
 def _read_grades(path: Path) -> Grades:

@@ -25,7 +25,7 @@ from nestvec.engine.progress import Progress, silent
 from nestvec.engine.ranking import RANKS, Rank
 from nestvec.engine.record import Hits
 from nestvec.errors import InvalidInput, MissingDependency
-from nestvec.evaluation.collections import Corpus, encode_corpus, encode_queries
+from nestvec.evaluation.collections import Corpus, calibrate, encode_corpus, encode_queries
 from nestvec.evaluation.files import JudgedSet, read_set
 
 Search = Literal["words", "exact", "planned", "plan"]
@@ -39,7 +39,8 @@ TOP, DEEP = 10, 100
 class Row:
     """What one way to search reached: means over the queries, with the standard error of nDCG@10, and milliseconds a
     query for TOP hits, asked one at a time, its vector at hand. `dims` is None for words alone, `route` that of most
-    answers."""
+    answers. `basis`: what a planned search rests on, such as "872 queries": other queries of the set, pieces of its
+    texts, or documents; None where nothing was chosen by recall."""
 
     rank: Rank
     search: Search
@@ -51,6 +52,7 @@ class Row:
     p50_ms: float
     p99_ms: float
     route: str | None
+    basis: str | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,10 @@ def evaluate(
         corpus = encode_corpus(store, judged.corpus, judged.name, loaded, progress)
         vectors = encode_queries(loaded, [text for _, text in judged.queries], progress)
         built = {each: corpus.prefix(store, each, loaded, progress) for each in prefixes}
+        if plan is None and set(ranks) != {"bm25"}:
+            others = encode_queries(loaded, judged.others, progress)
+            for made in built.values():
+                calibrate(made, others, loaded, progress)
         ways = list(_ways(built, ranks, partial(_planned, recall, plan, prefixes[-1]), fusion))
         rows = [_measure(way, judged, vectors, progress) for way in ways]
         lost = _unreachable(corpus, judged)
@@ -170,7 +176,7 @@ def _measure(way: _Way, judged: JudgedSet, vectors: F32, progress: Progress) -> 
     step = " ".join(str(part) for part in (way.rank, way.search, way.dims) if part is not None)
     top: dict[str, list[str]] = {}
     deep: dict[str, list[str]] = {}
-    seconds, routes = [], Counter[str]()
+    seconds, routes, basis = [], Counter[str](), None
     for number, ((id, text), vector) in enumerate(zip(judged.queries, vectors, strict=True), 1):
         query = None if way.rank == "bm25" else vector[: way.dims]
         words = None if way.rank == "dense" else text
@@ -180,14 +186,20 @@ def _measure(way: _Way, judged: JudgedSet, vectors: F32, progress: Progress) -> 
         top[id] = [hit.id for hit in hits]
         deep[id] = [hit.id for hit in way.ask(query, text=words, k=DEEP, with_payload=False)]
         routes[hits.plan.route if hits.plan else ""] += 1
+        basis = basis or _basis(hits)
         progress(step, number, len(judged.queries))
     ndcg, mrr, recall = _scores(judged, top, deep)
     p50, p99 = np.percentile(seconds, (50, 99)) * 1000
     error = float(np.std(ndcg, ddof=1) / np.sqrt(len(ndcg))) if len(ndcg) > 1 else 0.0
     return Row(
         way.rank, way.search, way.dims, float(np.mean(ndcg)), error, float(np.mean(mrr)), float(np.mean(recall)),
-        float(p50), float(p99), routes.most_common(1)[0][0] or None,
+        float(p50), float(p99), routes.most_common(1)[0][0] or None, basis,
     )  # fmt: skip
+
+
+def _basis(hits: Hits) -> str | None:
+    basis = hits.choice.basis if hits.choice else None
+    return f"{basis.queries:,} {basis.source}" if basis else None
 
 
 def _scores(

@@ -10,6 +10,7 @@ from nestvec.evaluation.measure import DEEP, TOP, Evaluation, Row
 
 COLUMNS = (
     "set", "rank", "search", "dims", f"nDCG@{TOP}", "±", f"MRR@{TOP}", f"R@{DEEP}", "ms p50", "ms p99", "route",
+    "basis",
 )  # fmt: skip
 
 
@@ -22,7 +23,7 @@ def lines(evaluations: Sequence[Evaluation]) -> list[list[str]]:
 def _cells(name: str, row: Row) -> list[str]:
     times = [f"{row.p50_ms:.2f}", f"{row.p99_ms:.2f}"]
     scores = [f"{row.ndcg:.3f}", f"{row.ndcg_error:.3f}", f"{row.mrr:.3f}", f"{row.recall:.3f}"]
-    return [name, row.rank, row.search, str(row.dims or ""), *scores, *times, row.route or ""]
+    return [name, row.rank, row.search, str(row.dims or ""), *scores, *times, row.route or "", row.basis or ""]
 
 
 def _mean_cells(rows: Sequence[Row]) -> list[str]:
@@ -31,7 +32,7 @@ def _mean_cells(rows: Sequence[Row]) -> list[str]:
 
     first = rows[0]
     scores = [mean("ndcg"), "", mean("mrr"), mean("recall")]
-    return ["mean", first.rank, first.search, str(first.dims or ""), *scores, "", "", ""]
+    return ["mean", first.rank, first.search, str(first.dims or ""), *scores, "", "", "", ""]
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> list[list[Row]]:

@@ -114,3 +114,15 @@ def test_columns_can_be_named_and_missing_ones_are_said(tmp_path: Path) -> None:
         list(read_source([str(tmp_path)]))
     with pytest.raises(InvalidInput, match="needs the database"):
         list(read_source(["collection:x"]))
+
+
+def test_rows_without_a_text_are_left_out_and_a_file_of_nothing_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"id": "a", "title": "T", "text": ""}\n{"id": "b", "text": "some words"}\n{"id": "c"}\n')
+    assert [each.doc_id for each in read_source([str(path)])] == ["b"]
+    path.write_text('{"id": "a", "title": "T", "text": ""}\n')
+    with pytest.raises(InvalidInput, match="none has a text"):
+        list(read_source([str(path)]))
+    path.write_text('{"id": "a", "text": 7}\n')
+    with pytest.raises(InvalidInput, match="row 1"):
+        list(read_source([str(path)]))

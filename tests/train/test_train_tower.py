@@ -216,3 +216,52 @@ def test_without_torch_the_command_that_installs_it_is_named(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingDependency, match=r"nestvec\[train\]"):
         adapting.adapt(few, tmp_path)
+
+
+def test_the_likelihood_of_what_is_held_out_is_that_of_the_softmax(torch: ModuleType, few: list[Passage]) -> None:
+    from nestvec.train.encoder.held_out import HeldOut
+    from nestvec.train.encoder.towers import open_tower
+
+    triples = clozes(few[:20], Adaptation(each=1))
+    formed = [(each.query, (each.positive,)) for each in triples]
+    encoder = encoders.load_encoder("static")
+    texts = list(dict.fromkeys(each.positive for each in triples))
+    right = [texts.index(each.positive) for each in triples]
+    found = []
+    for dims in encoder.granularities:
+        queries = encoder.encode_queries([each.query for each in triples])[:, :dims].astype(np.float64)
+        documents = encoder.encode_documents(texts)[:, :dims].astype(np.float64)
+        queries, documents = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, documents))
+        shares = np.exp(queries @ documents.T / 0.1)
+        found.append(np.mean(np.log(shares[np.arange(len(right)), right] / shares.sum(1))))
+    assert HeldOut(formed).likelihood(open_tower("static"), 0.1) == pytest.approx(np.mean(found), abs=1e-4)
+
+
+def test_a_training_that_only_does_harm_gives_back_what_it_began_with(
+    torch: ModuleType, tmp_path: Path, few: list[Passage]
+) -> None:
+    summary = step.train(write_triples(tmp_path, few), replace(QUICK, batch=16, rate=100.0, patience=2))
+    assert summary["steps"] < summary["steps_planned"]
+    assert summary["nDCG@10 after"] == pytest.approx(summary["nDCG@10 before"], abs=0.01)
+    written, default = encoders.load_encoder(summary["encoder"]), encoders.load_encoder("static")
+    texts = [each.document for each in few[:50]]
+    alike = np.einsum("ij,ij->i", written.encode_documents(texts), default.encode_documents(texts))
+    assert alike.min() > 0.995
+
+
+def test_holding_leaves_general_text_nearer_to_where_it_was(
+    torch: ModuleType, tmp_path: Path, few: list[Passage], stdlib: list[Passage]
+) -> None:
+    """Measured on documentation that was not adapted to."""
+    default = encoders.load_encoder("static")
+    assert isinstance(default, static.StaticEncoder)
+    others = [each.document for each in stdlib if each.title.partition(".")[0] in ("email", "logging")][:200]
+    before = default.encode_documents(others)
+    moved = {}
+    for hold in (0.0, 100.0):
+        name = f"static:{tmp_path / str(hold)}"
+        adapting.adapt(few, tmp_path / str(hold), Adaptation(each=3, hold=hold))
+        moved[hold] = float(
+            (1 - np.einsum("ij,ij->i", encoders.load_encoder(name).encode_documents(others), before)).mean()
+        )
+    assert moved[100.0] < 0.5 * moved[0.0]

@@ -2,8 +2,9 @@
 Open Domain Question Answering", §4), so that no queries are needed.
 
 A query is a sentence, or some consecutive words, of a passage; its positive is the passage, in a share of cases without
-them, so that it is found by more than its own words. The weights are then averaged with those one started from
-(Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"), so that little is lost elsewhere.
+them, so that it is found by more than its own words. Two things see to it that little is lost elsewhere: the vectors
+of general sentences are held where they were, and the weights are averaged in the end with those one started from
+(Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import numpy as np
 
 from nestvec.engine.progress import Progress, silent
 from nestvec.errors import InvalidInput
+from nestvec.train.encoder.batches import Triple
 from nestvec.train.encoder.extract import sentences
-from nestvec.train.encoder.step import Training, Triple, fit
+from nestvec.train.encoder.step import Training, fit
 from nestvec.train.encoder.tables import Passage, digest_of_passages, run_folder
 
 _LONGEST = 200
@@ -31,17 +33,23 @@ _LEFT_IN = 0.3
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How to adapt. `each`: clozes of a passage; `keep`: weight of the encoder one starts from in the average."""
+    """How to adapt. `each`: clozes of a part of a passage, of all of them at most `most`; `hold`: weight of leaving the
+    vectors of general text where they were; `keep`: weight of the encoder one starts from in the average."""
 
     tower: str = "static"
     each: int = 4
+    most: int = 60_000
     epochs: int = 2
+    hold: float = 100.0
     keep: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.each <= 64 or self.epochs < 1 or not 0 <= self.keep < 1:
-            raise InvalidInput(f"expected 1 to 64 clozes of a passage, an epoch, keep in [0, 1); got {self}")
+        if not 1 <= self.each <= 64 or self.most < 1 or self.epochs < 1 or self.hold < 0 or not 0 <= self.keep < 1:
+            raise InvalidInput(
+                f"expected 1 to 64 clozes of a passage, at least 1 in all, an epoch, hold from 0, keep in [0, 1); "
+                f"got {self}"
+            )
 
 
 def adapt(
@@ -54,7 +62,7 @@ def adapt(
     triples = clozes(passages, wanted)
     if len(triples) < 50:
         raise InvalidInput(f"{len(passages)} texts give {len(triples)} clozes; at least 50 are needed to learn from")
-    training = Training(tower=wanted.tower, epochs=wanted.epochs, negatives=0, keep=wanted.keep, seed=wanted.seed)
+    training = Training(wanted.tower, wanted.epochs, negatives=0, hold=wanted.hold, keep=wanted.keep, seed=wanted.seed)
     if wanted.tower.partition(":")[0] != "static":
         training = replace(training, batch=32)
     data = {"passages": digest_of_passages(passages), "count": len(passages), "clozes": asdict(wanted)}
@@ -63,7 +71,8 @@ def adapt(
 
 
 def clozes(passages: Sequence[Passage], wanted: Adaptation) -> list[Triple]:
-    """`each` clozes of every part of every passage, drawn by the seed; none of a text under 12 words."""
+    """`each` clozes of every part of every passage, none of a text under 12 words; of more than `most` a sample. All
+    drawn by the seed."""
     rng = np.random.default_rng([wanted.seed, 3])
     found = []
     for passage in passages:
@@ -72,7 +81,9 @@ def clozes(passages: Sequence[Passage], wanted: Adaptation) -> list[Triple]:
             part = " ".join(words[start : start + _LONGEST])
             if len(words) - start >= _SHORTEST:
                 found += [_cloze(passage.title, part, rng) for _ in range(wanted.each)]
-    return found
+    if len(found) <= wanted.most:
+        return found
+    return [found[i] for i in rng.permutation(len(found))[: wanted.most]]
 
 
 def _cloze(title: str, text: str, rng: np.random.Generator) -> Triple:

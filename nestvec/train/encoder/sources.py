@@ -9,6 +9,7 @@ from typing import Any
 
 from nestvec.engine import database as databases
 from nestvec.engine.readers import Columns, Reader, open_reader
+from nestvec.engine.readers.rows import NO_TEXT
 from nestvec.engine.stdlib_docs import passages as stdlib_passages
 from nestvec.errors import InvalidInput
 from nestvec.train.encoder.tables import Passage
@@ -38,15 +39,17 @@ def read_source(
     if not names:
         raise InvalidInput("expected a source: a file, a folder with corpus.jsonl, stdlib or collection:NAME")
     seen: set[str] = set()
+    given = 0
     for name in names:
         for passage in _one(name, db, columns):
             if passage.doc_id in seen:
                 raise InvalidInput(f"{name}: the id {passage.doc_id!r:.100} comes twice; ids must be unique")
             seen.add(passage.doc_id)
             if passage.text.strip():
+                given += 1
                 yield passage
-    if not seen:
-        raise InvalidInput(f"{', '.join(names)}: no passage found")
+    if not given:
+        raise InvalidInput(f"{', '.join(names)}: no passage found, of {len(seen)} with an id none has a text")
 
 
 def _one(name: str, db: Path | None, columns: SourceColumns) -> Iterator[Passage]:
@@ -69,7 +72,7 @@ def _of_file(path: Path, columns: SourceColumns) -> Iterator[Passage]:
     for chunk in reader.chunks(_CHUNK):
         for offset in range(chunk.size):
             row += 1
-            if offset in chunk.bad:
+            if chunk.bad.get(offset, NO_TEXT) != NO_TEXT:
                 raise InvalidInput(f"{path}, row {row}: {chunk.bad[offset]}")
             text = chunk.texts[offset] if chunk.texts else None
             payload = (chunk.payloads[offset] if chunk.payloads else None) or {}

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nestvec.engine.encoders import Encoder, load_encoder
-from nestvec.engine.encoders.static import TEXT
+from nestvec.engine.encoders import load_encoder
 from nestvec.engine.progress import Progress, silent
 from nestvec.engine.storage.files import new_directory, new_file
 from nestvec.errors import InvalidInput, MissingDependency
+from nestvec.train.encoder.anchor import Anchor
+from nestvec.train.encoder.batches import Triple, batch_loss, formed, templates
 from nestvec.train.encoder.held_out import HeldOut
 from nestvec.train.encoder.tables import Passage, rows, summaries
 from nestvec.train.files import digest_of, find_table
@@ -23,12 +24,9 @@ from nestvec.train.files import digest_of, find_table
 if TYPE_CHECKING:
     import torch
 
-    from nestvec.train.encoder.losses import Guide
     from nestvec.train.encoder.towers import Arrays, Tower
 
 CHECKPOINT, SUMMARY, ENCODER = "train-checkpoint.safetensors", "train.json", "encoder"
-PLAIN = {"query": TEXT, "document": TEXT}
-TASK = "search result"
 _HELD_OUT_MOST = 1000
 _CHECKS = 4
 """How often an epoch looks at the held-out triples."""
@@ -40,8 +38,9 @@ _SAVE_SECONDS = 60.0
 class Training:
     """How to train. `rate` and `batch` None: as the tower proposes. `negatives`: hard ones of each query at most;
     `distil`: weight of the teacher's scores; `guide`: an encoder's name, whose nearer-than-positive texts are no
-    negatives; `keep`: share of the weights one starts from in the
-    average that is written; `tasks`: the input format "task: ... | query: ..." and "title: ... | text: ..."."""
+    negatives; `hold`: weight of leaving the vectors of general text where they were; `keep`: share of the weights one
+    starts from in the average that is written; `tasks`: the input format "task: ... | query: ..." and "title: ... |
+    text: ..."; `patience`: looks at what is held out without a gain before it stops."""
 
     tower: str = "static"
     epochs: int = 3
@@ -50,6 +49,7 @@ class Training:
     temperature: float = 0.05
     same_tower: bool = True
     negatives: int = 1
+    hold: float = 0.0
     keep: float = 0.0
     distil: float = 0.0
     guide: str | None = None
@@ -61,29 +61,20 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1 or (self.batch is not None and self.batch < 2) or not 0 < self.temperature <= 1:
             raise InvalidInput(f"expected at least 1 epoch, a batch of 2, a temperature in (0, 1]; got {self}")
-        if self.negatives < 0 or self.distil < 0 or not (0 < self.held_out < 1 > self.keep >= 0) or self.patience < 1:
-            raise InvalidInput(f"expected negatives and distil of at least 0, held_out in (0, 1); got {self}")
-
-
-@dataclass(frozen=True)
-class Triple:
-    """A query, the text that answers it, texts that do not, and a teacher's scores of all of them, if there are."""
-
-    task: str
-    query: str
-    positive: str
-    negatives: tuple[str, ...] = ()
-    teacher: tuple[float, ...] = ()
+        if min(self.negatives, self.distil, self.hold) < 0 or self.patience < 1:
+            raise InvalidInput(f"expected negatives, distil and hold of at least 0, patience of 1; got {self}")
+        if not 0 < self.held_out < 1 > self.keep >= 0:
+            raise InvalidInput(f"expected held_out in (0, 1), keep in [0, 1); got {self}")
 
 
 @dataclass
 class Run:
     """Where a training is: what a checkpoint keeps besides the tower."""
 
+    best: float
+    """The likelihood of what is held out; first that of the weights one starts from."""
     step: int = 0
-    best: float = -1.0
     since_best: int = 0
-    held_out: list[float] = field(default_factory=list)
 
 
 def read_triples(folder: Path) -> list[Triple]:
@@ -138,14 +129,15 @@ def fit(
     if done is not None:
         return done
     learned, held_back = split(triples, wanted)
-    held_out = HeldOut([_formed(triple, wanted, len(triple.negatives)) for triple in held_back])
+    held_out = HeldOut([formed(triple, wanted, len(triple.negatives)) for triple in held_back])
     started = time.process_time()
     tower = open_tower(wanted.tower)
     start = tower.state()
     before = held_out.by_prefix(tower)
-    run, optimizer, best = _resumed(tower, scratch, asked, wanted)
     steps = Steps(learned, wanted, tower.batch if wanted.batch is None else wanted.batch)
-    _loop(tower, optimizer, steps, run, best, held_out, wanted, scratch, asked, progress)
+    anchor = Anchor(tower, wanted.seed, steps.total * steps.batch) if wanted.hold else None
+    run, optimizer, best = _resumed(tower, scratch, asked, wanted, held_out)
+    _loop(tower, optimizer, steps, run, best, held_out, anchor, wanted, scratch, asked, progress)
     tower.restore(mixed(start, tower.state(), wanted.keep))
     new_directory(out, parents=True)
     card: dict[str, Any] = {"made_by": "nestvec train", "recipe": asdict(wanted)}
@@ -174,14 +166,6 @@ def fit(
     return summary
 
 
-def templates(wanted: Training) -> dict[str, str]:
-    """What stands around texts: nothing, or Gecko's input format. A collection's documents hold their titles in their
-    text, so that the format's own title is none, in training as in use."""
-    if not wanted.tasks:
-        return PLAIN
-    return {"query": f"task: {TASK} | query: {TEXT}", "document": f"title: none | text: {TEXT}"}
-
-
 def split(triples: Sequence[Triple], wanted: Training) -> tuple[list[Triple], list[Triple]]:
     """(to learn from, held out): all triples of a query fall on one side. A text may stand on both, as in a corpus that
     is asked something new."""
@@ -199,8 +183,8 @@ class Steps:
 
     def __init__(self, triples: Sequence[Triple], wanted: Training, batch: int) -> None:
         self._triples, self._seed = triples, wanted.seed
-        self._batch = min(batch, len(triples))
-        self.each = max(1, len(triples) // self._batch)
+        self.batch = min(batch, len(triples))
+        self.each = max(1, len(triples) // self.batch)
         self.total = self.each * wanted.epochs
         self.check_every = max(1, self.each // _CHECKS)
 
@@ -208,8 +192,8 @@ class Steps:
         """Batches of step `start` on. No text comes twice in one: it would be its own negative."""
         for step in range(start, self.total):
             order = np.random.default_rng([self._seed, 2, step // self.each]).permutation(len(self._triples))
-            first = step % self.each * self._batch
-            chosen = [self._triples[i] for i in order[first : first + self._batch]]
+            first = step % self.each * self.batch
+            chosen = [self._triples[i] for i in order[first : first + self.batch]]
             unique = {triple.positive: triple for triple in {each.query: each for each in chosen}.values()}
             yield list(unique.values())
 
@@ -221,6 +205,7 @@ def _loop(
     run: Run,
     best: Arrays,
     held_out: HeldOut,
+    anchor: Anchor | None,
     wanted: Training,
     scratch: Path,
     asked: Mapping[str, Any],
@@ -236,6 +221,8 @@ def _loop(
         for group in optimizer.param_groups:
             group["lr"] = rate * _schedule(run.step, steps.total)
         loss = batch_loss(tower, batch, wanted, guide)
+        if anchor is not None:
+            loss = loss + wanted.hold * anchor.away(tower, run.step, steps.batch // 2)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -243,8 +230,7 @@ def _loop(
         progress("train", run.step, steps.total)
         if run.step % steps.check_every and run.step < steps.total:
             continue
-        score = held_out.score(tower)
-        run.held_out.append(score)
+        score = held_out.likelihood(tower, wanted.temperature)
         if score > run.best:
             run.best, run.since_best, best = score, 0, tower.state()
         else:
@@ -258,76 +244,13 @@ def _loop(
     tower.restore(best)
 
 
-def batch_loss(tower: Tower, batch: Sequence[Triple], wanted: Training, guide: Encoder | None = None) -> torch.Tensor:
-    """The loss of one batch: contrast, and the teacher's scores where they are wanted and there: f32 scalar."""
-    from nestvec.train.encoder import losses
-
-    k = min((len(triple.negatives) for triple in batch), default=0)
-    k = min(k, wanted.negatives)
-    texts = [_formed(triple, wanted, k) for triple in batch]
-    queries = tower.vectors([query for query, _ in texts])
-    documents = tower.vectors([document for _, each in texts for document in each])
-    documents = documents.reshape(len(batch), 1 + k, -1)
-    guided = _guide(guide, batch, k) if guide is not None else None
-    teacher = _teacher(batch, k) if wanted.distil and k else None
-
-    def loss(dims: int) -> torch.Tensor:
-        found = losses.contrast(
-            queries[:, :dims],
-            documents[:, 0, :dims],
-            documents[:, 1:, :dims] if k else None,
-            temperature=wanted.temperature,
-            same_tower=wanted.same_tower,
-            guide=guided,
-        )
-        if teacher is None:
-            return found
-        part = losses.distil(queries[:, :dims], documents[..., :dims], teacher, temperature=wanted.temperature)
-        return found + wanted.distil * part
-
-    return losses.nested(loss, tower.granularities)
-
-
-def _formed(triple: Triple, wanted: Training, k: int) -> tuple[str, list[str]]:
-    """(query, [positive, negatives...]) as the tower reads them."""
-    form = templates(wanted)
-    task = triple.task or TASK
-    query = form["query"].replace(TASK, task) if wanted.tasks else form["query"]
-    documents = [triple.positive, *triple.negatives[:k]]
-    return query.replace(TEXT, triple.query), [form["document"].replace(TEXT, text) for text in documents]
-
-
-def _guide(encoder: Encoder, batch: Sequence[Triple], k: int) -> Guide:
-    import torch
-
-    from nestvec.train.encoder.losses import Guide
-
-    negatives = [text for triple in batch for text in triple.negatives[:k]]
-    found = torch.from_numpy(encoder.encode_documents(negatives)).reshape(len(batch), k, -1) if k else None
-    return Guide(
-        torch.from_numpy(encoder.encode_queries([triple.query for triple in batch])),
-        torch.from_numpy(encoder.encode_documents([triple.positive for triple in batch])),
-        found,
-    )
-
-
-def _teacher(batch: Sequence[Triple], k: int) -> torch.Tensor | None:
-    """f32 [n, 1 + k] in units of the batch's spread; None where a triple lacks scores."""
-    import torch
-
-    if any(len(triple.teacher) <= k for triple in batch):
-        return None
-    scores = torch.tensor([triple.teacher[: 1 + k] for triple in batch])
-    return scores / scores.std().clamp_min(1e-6)
-
-
 def _schedule(step: int, total: int) -> float:
     """Up over the first tenth, then down to nothing."""
     return min(1.0, (step + 1) / max(1.0, 0.1 * total)) * (1 - step / total)
 
 
 def _resumed(
-    tower: Tower, scratch: Path, asked: Mapping[str, Any], wanted: Training
+    tower: Tower, scratch: Path, asked: Mapping[str, Any], wanted: Training, held_out: HeldOut
 ) -> tuple[Run, torch.optim.Optimizer, Arrays]:
     """(state, optimizer, the tower at its best) of an earlier run that asked the same, or of a new one."""
     import torch
@@ -338,11 +261,9 @@ def _resumed(
     parameters = tower.parameters()
     optimizer = torch.optim.Adam(parameters, betas=(0.9, 0.99), eps=1e-10)
     path = scratch / CHECKPOINT
-    if not path.is_file():
-        return Run(), optimizer, tower.state()
-    arrays, facts = load_state(path)
+    arrays, facts = load_state(path) if path.is_file() else ({}, {})
     if facts.get("asked") != json.loads(json.dumps(dict(asked))):
-        return Run(), optimizer, tower.state()
+        return Run(held_out.likelihood(tower, wanted.temperature)), optimizer, tower.state()
     tower.restore(_part(arrays, "tower."))
     for number, parameter in enumerate(parameters):
         moments = {name: arrays[f"adam.{number}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}

@@ -156,7 +156,6 @@ class TransformerTower:
             self._model = SentenceTransformer(where, local_files_only=True)
         except (OSError, ValueError) as error:
             raise InvalidInput(f"{where}: cannot be loaded as a sentence-transformers model: {error}") from error
-        self._model.train()
         self.granularities = default_granularities(int(self._model.encode("length").shape[0]))
 
     def parameters(self) -> list[Tensor]:
@@ -165,6 +164,7 @@ class TransformerTower:
 
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """f32 [len(texts), dims]."""
+        self._model.train(torch.is_grad_enabled())  # dropout is for learning, not for measuring
         read = self._model.tokenize(list(texts))  # tensors, and facts about the kind of input
         device = self._model.device
         features = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in read.items()}
@@ -181,7 +181,6 @@ class TransformerTower:
 
     def write(self, folder: Path, templates: Mapping[str, str], card: Card) -> str:
         """The model as sentence-transformers saves it, with the templates as its prompts, and the card."""
-        self._model.eval()
         self._model.prompts = {role: template.partition(static.TEXT)[0] for role, template in templates.items()}
         self._model.save(str(folder), create_model_card=False)
         fields = {"matryoshka_dims": list(self.granularities), "templates": dict(templates), **card()}
