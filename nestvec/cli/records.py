@@ -70,8 +70,8 @@ def search(
         )
     if json:
         promised = None if hits.choice is None else recall_json(hits.choice)
-        rest = {name: value for name, value in vars(hits).items() if name != "choice"}
-        print_json({**rest, "recall": promised})
+        told = {name: getattr(hits, name) for name in ("hits", "plan", "work", "generation", "filter")}
+        print_json({**told, "recall": promised})
     else:
         _print_hits(hits)
 
