@@ -85,22 +85,23 @@ class Lane:
         self._parts: dict[ReplyKind, ReplyParts] = {}
         self._options: dict[object, Options] = {}  # of queries without anything rare
         self._batches: dict[object, _Batch | None] = {}  # of this turn, by collection and options; None: not for us
-        self._scheduled, self._traced, self._renewed = False, False, 0.0
+        self._scheduled, self._looked, self._traced, self._renewed = False, False, False, 0.0
 
     def head(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Head | None:
         """What is known of a POST that may be for the lane, once its body is in; None where it is not."""
         if not (url.startswith(_START) and url.endswith(_END)):
             return None
-        return _head(url, tuple(headers), bool(self._service.settings.trusted_proxies))
+        find = _head if self._service.auth.needed else _known_head  # heads with keys in them are not kept
+        return find(url, tuple(headers), bool(self._service.settings.trusted_proxies))
 
     def take(self, connection: GuardedProtocol, head: Head, body: bytes) -> bool:
         """Answer this request at the end of the turn; False, and nothing done, where it has to go the ordinary way."""
         start = perf_counter()
-        if not self._scheduled:
-            self._begin_turn()
-        if self._traced or self._service.stopping or self._service.admission.full or connection.flow.write_paused:
-            return False
         try:
+            if not self._looked:
+                self._look()
+            if self._traced or self._service.stopping or self._service.admission.full or connection.flow.write_paused:
+                return False
             key = self._key(connection, head)
             if key is not None and self._service.admission.crowded(key):
                 return False
@@ -119,16 +120,18 @@ class Lane:
 
     def finish(self) -> None:
         """Answer who waits, as many as may hold the loop for so long; the others in its next turn."""
+        self._scheduled, self._looked = False, False
         end = perf_counter() + HELD_SECONDS
-        for batch in self._batches.values():
-            while batch is not None and batch.waiting and perf_counter() < end:
-                share = min(MOST_QUERIES, max(1, int(HELD_SECONDS / batch.seconds)))
-                waiting, batch.waiting = batch.waiting[:share], batch.waiting[share:]
-                self._answer(batch.group, waiting)
-        self._batches = {form: batch for form, batch in self._batches.items() if batch is not None and batch.waiting}
-        self._scheduled = False
-        if self._batches:
-            self._begin_turn()
+        try:
+            for batch in self._batches.values():
+                while batch is not None and batch.waiting and perf_counter() < end:
+                    share = min(MOST_QUERIES, max(1, int(HELD_SECONDS / batch.seconds)))
+                    waiting, batch.waiting = batch.waiting[:share], batch.waiting[share:]
+                    self._answer(batch.group, waiting)
+        finally:  # nobody waits for ever, whatever happened
+            self._batches = {form: batch for form, batch in self._batches.items() if batch and batch.waiting}
+            if self._batches:
+                self._schedule()
 
     def finish_all(self) -> None:
         """Answer everybody now."""
@@ -137,13 +140,18 @@ class Lane:
                 waiting, batch.waiting = batch.waiting[:MOST_QUERIES], batch.waiting[MOST_QUERIES:]
                 self._answer(batch.group, waiting)
 
-    def _begin_turn(self) -> None:
-        """What is looked at once for all requests of a turn."""
-        self._scheduled = True
-        asyncio.get_running_loop().call_soon(self.finish)
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self.finish)
+
+    def _look(self) -> None:
+        """Look at what may have changed since the last turn: once for all requests of this one."""
         if perf_counter() - self._renewed > _COMMON_SECONDS:
             self._renew()
         self._service.auth.refresh()
+        self._looked = True
+        self._schedule()  # which ends the turn
 
     def _renew(self) -> None:
         """What is looked at now and then: whether there are spans to make, and how old the calibrations are."""
@@ -227,7 +235,6 @@ class Lane:
         return answers, bodies
 
 
-@lru_cache(maxsize=1024)
 def _head(url: bytes, headers: tuple[tuple[bytes, bytes], ...], behind_proxy: bool) -> Head | None:
     known = dict(headers)
     length, milliseconds = known.get(b"content-length", b""), known.get(b"x-timeout-ms")
@@ -241,6 +248,9 @@ def _head(url: bytes, headers: tuple[tuple[bytes, bytes], ...], behind_proxy: bo
     if found.body != "json" and found.body != "msgpack":
         return None
     return Head(url[len(_START) : -len(_END)].decode("latin-1"), known, found.body, found.reply)
+
+
+_known_head = lru_cache(maxsize=1024)(_head)
 
 
 def _vector(given: list[float] | bytes | None, dims: int) -> F32:

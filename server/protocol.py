@@ -70,7 +70,7 @@ class GuardedProtocol(_Protocol):
             self._refused = True
             self.transport.write(answer)
             return
-        if self.parser.get_method() == b"POST":
+        if self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1":
             self._head, self._kept, self._whole = self.lane.head(self.url, self.headers), b"", False
         if self._head is None:
             self._enter()

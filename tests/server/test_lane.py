@@ -251,3 +251,39 @@ def test_keys_are_asked_for_and_bound(database: Database, served: Served) -> Non
             said.append(answer(wire)[0])
     assert said == [200, 403, 401, 200, 401, 429]  # each failure counts once
     assert spy.taken == [True, False, False, True, False, False]
+
+
+def test_a_revoked_key_is_refused_at_once(database: Database, served: Served) -> None:
+    app = create_app(database, Settings(recall_share=0.0))
+    app.state.service.batcher.seconds = Quick()
+    spy = Spy(app)
+    body = json.dumps({"vector": ROW}).encode()
+    database.create_key("other", "read")
+    with served(app) as url, connect(url) as wire:
+        for _ in range(5):
+            info, secret = database.create_key("short", "read")
+            said = []
+            for _ in range(2):
+                wire.sendall(asking(body, f"X-API-Key: {secret}"))
+                said.append(answer(wire)[0])
+                wire.sendall(asking(body, "X-API-Key: wrong"))  # none for the lane, which looks at it all the same
+                assert answer(wire)[0] == 401
+                if len(said) == 1:
+                    database.revoke_key(info.name)
+            assert said == [200, 401]
+    assert spy.taken == [True, False, False, False] * 5
+
+
+def test_what_goes_wrong_after_the_search_leaves_nobody_waiting(app: FastAPI, spy: Spy, served: Served) -> None:
+    calls = []
+
+    def searched(answers: object) -> None:
+        calls.append(answers)
+        raise RuntimeError("no room for numbers")
+
+    app.state.service.searched = searched
+    with served(app) as url, connect(url) as wire:
+        for _ in range(3):
+            wire.sendall(asking(json.dumps({"vector": ROW}).encode()))
+            assert answer(wire)[0] == 200
+    assert len(calls) == 3
