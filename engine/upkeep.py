@@ -31,7 +31,6 @@ from nestvec.engine.reconfigure import declare_fields
 from nestvec.engine.record import CompactResult, Record, SealResult, UpsertResult
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.verification import verify_files
-from nestvec.engine.writer import Encode
 from nestvec.index.ehi.tree import Tree
 
 
@@ -62,20 +61,17 @@ class Upkeep(ABC):
         queries: ArrayLike | None = None,
         *,
         texts: Sequence[str] | None = None,
-        encode: Encode | None = None,
         progress: Progress | None = None,
     ) -> Calibration | None:
         """Measure which plans give which recall at which cost, for later searches to choose from.
 
         `queries` [b, dims] or `texts` are real questions, 1,000 or more if there are; the more like those to come, the
-        better the promise. Without any, pieces of stored texts are asked, or documents held out of the index. `encode`
-        makes vectors f32 [b, dims] of such pieces; a collection with an encoder needs none. Returns what was measured;
-        None where there is nothing to choose: no index, or another library's. A new index is calibrated by itself.
-        Raises InvalidInput for fewer queries than 100.
+        better the promise. Without any, pieces of stored texts are asked, or documents held out of the index. Returns
+        what was measured; None where there is nothing to choose: no index, or another library's. A new index is
+        calibrated by itself. Raises InvalidInput for fewer queries than 100.
         """
         asked = None if queries is None and texts is None else self._queries(queries, texts)
-        if encode is None and self.config.encoder is not None:
-            encode = self._encode_queries
+        encode = None if self.config.encoder is None else self._encode_queries
         try:
             return calibrate(self._part, asked, encode, progress or silent)
         finally:

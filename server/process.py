@@ -37,12 +37,13 @@ def run(app: FastAPI, settings: Settings, listener: socket.socket) -> None:
     service: Service = app.state.service
     server = _Server(configuration(app, settings), service, settings.drain_seconds)
 
-    # uvicorn stops gracefully, then raises the signal again; with a handler of ours that ends in exit status 0.
-    def ignore(_: int, __: FrameType | None) -> None:
-        pass
+    # For signals before uvicorn listens to them; and it stops gracefully, then raises the signal again: with a handler
+    # of ours that ends in exit status 0.
+    def stop(_: int, __: FrameType | None) -> None:
+        server.should_exit = True
 
     sys.setswitchinterval(_SWITCH_SECONDS)
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run(descriptors(listener))  # uvicorn closes them all when it stops
     finally:

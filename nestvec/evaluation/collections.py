@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nestvec.engine.calibration import run
 from nestvec.engine.calibration.run import LEAST_QUERIES
 from nestvec.engine.collection import Collection
 from nestvec.engine.coordinates import F32
@@ -60,8 +61,8 @@ def calibrate(made: Collection, queries: F32, encoder: Encoder, progress: Progre
     dims, told = made.config.dims, _told(progress, f"{made.config.dims} dims: ")
     if len(queries) >= LEAST_QUERIES:
         made.calibrate(queries[:, :dims], progress=told)
-    else:
-        made.calibrate(encode=lambda texts: encoder.encode_queries(texts)[:, :dims], progress=told)
+    else:  # the collection has no encoder of its own: a prefix is none of it
+        run.calibrate(made.part, None, lambda texts: encoder.encode_queries(texts)[:, :dims], told)
 
 
 def encode_corpus(database: Database, path: Path, name: str, encoder: Encoder, progress: Progress) -> Corpus:

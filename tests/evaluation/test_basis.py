@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import nestvec
+from nestvec.engine.calibration import run
 from nestvec.engine.encoders import load_encoder
+from nestvec.engine.progress import silent
 from nestvec.engine.stdlib_docs import passages
 from nestvec.evaluation import evaluate
 from nestvec.evaluation.files import OTHERS, read_set
@@ -85,7 +87,7 @@ def test_a_collection_without_an_encoder_is_calibrated_by_pieces_of_its_texts(tm
             asked.extend(pieces)
             return encoder.encode_queries(pieces)[:, :PREFIX]
 
-        after = made.calibrate(encode=encode)
+        after = run.calibrate(made.part, None, encode, silent)
     assert after is not None
     assert after.source == "texts"
     words = " ".join(texts)

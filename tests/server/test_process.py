@@ -140,3 +140,25 @@ def test_a_worker_that_starts_never_makes_the_shared_socket_block(monkeypatch: p
         finally:
             for one in made:
                 one.close()
+
+
+_SIGNAL_FIRST = """
+import os, signal, sys, time, uvicorn
+from nestvec.server.start import serve
+from nestvec.server.settings import Settings
+begin = uvicorn.Server.serve
+
+async def signalled(self, sockets=None):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    await begin(self, sockets)
+
+uvicorn.Server.serve = signalled
+serve(sys.argv[1], Settings())
+"""
+
+
+def test_a_signal_before_the_server_listens_to_signals_stops_it(tmp_path: Path) -> None:
+    """A worker that missed it would outlive its parent."""
+    environment = {**os.environ, "NESTVEC_PORT": "0"}
+    subprocess.run([sys.executable, "-c", _SIGNAL_FIRST, str(tmp_path / "db")], env=environment, check=True, timeout=60)
