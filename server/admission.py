@@ -1,22 +1,15 @@
 """Admission control: how many requests, and how many bytes of their bodies, one process holds at a time.
 
-What is refused is refused before its body is read, so that an overload costs little. Whoever has to refuse some anyway
-keeps the queue of the others short: once a request was refused, only as many are held as keep the threads busy, until
-for a second nobody was. Who is let in under overload is then answered about as fast as always, and who is not can ask
-elsewhere at once. Only the event loop calls this.
+What is refused is refused before its body is read, so that an overload costs little. Only the event loop calls this.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from time import monotonic
 
 from nestvec.server.errors import RequestProblem
 from nestvec.server.settings import Settings
-
-_PER_THREAD = 8  # requests held for each thread while others are refused: enough for full batches
-_CROWDED_SECONDS = 1.0
 
 
 class Admission:
@@ -32,8 +25,6 @@ class Admission:
         self._most_working, self._most_uploading = settings.max_in_flight, settings.max_uploads
         self._most_bytes = settings.max_in_flight_mb * 1024 * 1024
         self._most_per_key = settings.max_in_flight_per_key
-        self._steady = min(settings.max_in_flight, _PER_THREAD * settings.threads)
-        self._crowded_until = 0.0
         self.working, self.uploading, self.coming, self.bytes = 0, 0, 0, 0
         self._by_key: Counter[str] = Counter()
 
@@ -52,12 +43,10 @@ class Admission:
     @property
     def full(self) -> bool:
         """Whether one request more would be refused."""
-        held = self.working + self.coming
-        return held >= self._most_working or (held >= self._steady and monotonic() < self._crowded_until)
+        return self.working + self.coming >= self._most_working
 
     def refuse(self) -> RequestProblem:
-        """The problem of a request that finds it full; noted as one refused."""
-        self._crowded_until = monotonic() + _CROWDED_SECONDS
+        """The problem of a request that finds it full; counted as one refused."""
         return self._refusal("busy", f"{self.working} requests are being answered; try again")
 
     def _check_work(self) -> None:

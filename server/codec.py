@@ -23,6 +23,7 @@ from nestvec.engine.record import Hit, Hits
 from nestvec.errors import InvalidInput
 from nestvec.server.errors import RequestProblem, invalid
 from nestvec.server.formats import JSON_NULL, ReplyKind
+from nestvec.server.fragments import Fragments
 from nestvec.server.models_admin import CalibrateJob
 from nestvec.server.settings import Settings
 from nestvec.server.wire import (
@@ -238,8 +239,9 @@ def to_input(query: QueryBody, dims: int, pointer: str) -> Input:
 class ReplyParts:
     """What answers have in common, encoded once. It holds what it has met, and is not to be kept for long."""
 
-    def __init__(self, kind: ReplyKind) -> None:
-        self.kind = kind
+    def __init__(self, kind: ReplyKind, fragments: Fragments | None = None) -> None:
+        """`fragments` may hold records whole; without, each hit is encoded anew."""
+        self.kind, self.fragments = kind, fragments
         self._made: dict[int, tuple[object, Any]] = {}  # by the identity of what it was made of, which is held
 
     def of(self, source: T | None, made: Callable[[T], msgspec.Struct]) -> Any:  # noqa: ANN401 - a struct, encoded
@@ -274,7 +276,13 @@ def _facts(hits: Hits, query: QueryBody, parts: ReplyParts) -> tuple[Any, ...]:
     """The fields of a `QueryResult`. The engine's reports have those of their replies, and are encoded as they are."""
     kind = parts.kind
     as_bytes = kind == "msgpack" or query.vector_encoding == "base64"
-    rows = _columns(hits, query, kind, as_bytes) if query.layout == "columns" else _rows(hits, query, kind, as_bytes)
+    rows: object
+    if query.layout == "columns":
+        rows = _columns(hits, query, kind, as_bytes)
+    elif parts.fragments is not None and hits.rows is not None and query.with_payload is True:
+        rows = parts.fragments.rows(hits.rows)
+    else:
+        rows = _rows(hits, query, kind, as_bytes)
     plan, recall = parts.of(hits.plan, plan_reply), parts.of(hits.choice, recall_reply)
     return rows, plan, hits.work, hits.generation, hits.filter, recall
 

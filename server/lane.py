@@ -26,6 +26,7 @@ from nestvec.server.codec import F32, Options, ReplyParts, query_reply, to_optio
 from nestvec.server.errors import RequestProblem
 from nestvec.server.exchange import id_of
 from nestvec.server.formats import MEDIA_TYPES, ReplyKind, encode, formats
+from nestvec.server.fragments import Fragments
 from nestvec.server.logs import Line, RequestLog
 from nestvec.server.scopes import OPERATIONS, check_access
 from nestvec.server.service import Service
@@ -82,6 +83,7 @@ class Lane:
     def __init__(self, service: Service, requests: RequestLog | None = None) -> None:
         """`requests`: where one line per request goes."""
         self._service, self._requests = service, requests
+        self._fragments = {kind: Fragments(kind) for kind in MEDIA_TYPES}
         self._parts: dict[ReplyKind, ReplyParts] = {}
         self._options: dict[object, Options] = {}  # of queries without anything rare
         self._batches: dict[object, _Batch | None] = {}  # of this turn, by collection and options; None: not for us
@@ -156,7 +158,7 @@ class Lane:
     def _renew(self) -> None:
         """What is looked at now and then: whether there are spans to make, and how old the calibrations are."""
         self._renewed, self._traced = perf_counter(), self._service.tracing.on
-        self._parts = {kind: ReplyParts(kind) for kind in MEDIA_TYPES}
+        self._parts = {kind: ReplyParts(kind, self._fragments[kind]) for kind in MEDIA_TYPES}
         self._options.clear()
 
     def _key(self, connection: GuardedProtocol, head: Head) -> str | None:

@@ -14,9 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from nestvec.engine.database import Database
-from nestvec.server.admission import Admission
 from nestvec.server.app import create_app
-from nestvec.server.errors import RequestProblem
 from nestvec.server.logs import RequestLog
 from nestvec.server.settings import Settings
 from tests.server.test_gate import QUERY, Blocker, connect, head, read_all
@@ -128,22 +126,3 @@ def test_strange_paths_leave_nothing_behind(database: Database, served: Served, 
                 wire.recv(65536)
         assert httpx.get(url + "/v1/info").status_code == 200
         assert app.state.service.admission.coming == 0
-
-
-def test_who_has_to_refuse_keeps_the_queue_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr("nestvec.server.admission.monotonic", lambda: now[0])
-    refused: list[str] = []
-    admission = Admission(Settings(max_in_flight=64, threads=2), refused.append)
-    for _ in range(64):
-        admission.start_work()
-    with pytest.raises(RequestProblem):
-        admission.start_work()
-    admission.working = 16  # most were answered, and others come
-    assert admission.full
-    admission.working = 15
-    assert not admission.full
-    admission.working = 16
-    now[0] += 1.1  # nobody was refused meanwhile
-    assert not admission.full
-    assert refused == ["busy"]
