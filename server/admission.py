@@ -1,15 +1,22 @@
 """Admission control: how many requests, and how many bytes of their bodies, one process holds at a time.
 
-What is refused is refused before its body is read, so that an overload costs little. Only the event loop calls this.
+What is refused is refused before its body is read, so that an overload costs little. Who refuses some for longer than a
+second keeps the queue of the others short: no more are held than were answered in a tenth of that second, but enough to
+keep the threads busy. Quick searches wait for 63 others; slow ones would for seconds. Only the event loop calls this.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from time import monotonic
 
 from nestvec.server.errors import RequestProblem
 from nestvec.server.settings import Settings
+
+_PER_THREAD = 8  # requests that are held for each thread at least: enough for full batches
+_CROWDED_SECONDS = 1.0
+_WAIT_SECONDS = 0.1
 
 
 class Admission:
@@ -25,6 +32,9 @@ class Admission:
         self._most_working, self._most_uploading = settings.max_in_flight, settings.max_uploads
         self._most_bytes = settings.max_in_flight_mb * 1024 * 1024
         self._most_per_key = settings.max_in_flight_per_key
+        self._steady = self._most_working  # of `working` and `coming`, while it is crowded
+        self._least = min(self._most_working, _PER_THREAD * settings.threads)
+        self._crowded_until, self._counted_from, self._answered = 0.0, 0.0, 0
         self.working, self.uploading, self.coming, self.bytes = 0, 0, 0, 0
         self._by_key: Counter[str] = Counter()
 
@@ -40,13 +50,27 @@ class Admission:
         self._check_work()
         self.working += 1
 
+    def end_work(self) -> None:
+        """Uncount what `start_work` counted."""
+        self.working -= 1
+        self._answered += 1
+
     @property
     def full(self) -> bool:
         """Whether one request more would be refused."""
-        return self.working + self.coming >= self._most_working
+        held = self.working + self.coming
+        return held >= self._most_working or (held >= self._steady and monotonic() < self._crowded_until)
 
     def refuse(self) -> RequestProblem:
-        """The problem of a request that finds it full; counted as one refused."""
+        """The problem of a request that finds it full; noted as one refused."""
+        now = monotonic()
+        if now >= self._crowded_until:
+            self._steady, self._counted_from, self._answered = self._most_working, now, 0
+        elif now - self._counted_from >= _CROWDED_SECONDS:
+            share = int(self._answered * _WAIT_SECONDS / (now - self._counted_from))
+            self._steady = min(self._most_working, max(self._least, share))
+            self._counted_from, self._answered = now, 0
+        self._crowded_until = now + _CROWDED_SECONDS
         return self._refusal("busy", f"{self.working} requests are being answered; try again")
 
     def _check_work(self) -> None:

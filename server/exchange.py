@@ -141,7 +141,7 @@ class Exchange:
         """Give everything back."""
         self._release_bytes()
         if self._place == "working":
-            self._admission.working -= 1
+            self._admission.end_work()
         elif self._place == "uploading":
             self._admission.uploading -= 1
         self._place = ""

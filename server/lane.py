@@ -201,7 +201,7 @@ class Lane:
     def _answer(self, group: Group, waiting: list[_Asked]) -> None:
         """Search for a batch, and write the answers; all go the ordinary way where anything goes wrong."""
         for asked in waiting:
-            self._service.admission.working -= 1
+            self._service.admission.end_work()
             if asked.key is not None:
                 self._service.admission.leave_key(asked.key)
         start = perf_counter()

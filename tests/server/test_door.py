@@ -14,7 +14,9 @@ import pytest
 from fastapi import FastAPI
 
 from nestvec.engine.database import Database
+from nestvec.server.admission import Admission
 from nestvec.server.app import create_app
+from nestvec.server.errors import RequestProblem
 from nestvec.server.logs import RequestLog
 from nestvec.server.settings import Settings
 from tests.server.test_gate import QUERY, Blocker, connect, head, read_all
@@ -126,3 +128,36 @@ def test_strange_paths_leave_nothing_behind(database: Database, served: Served, 
                 wire.recv(65536)
         assert httpx.get(url + "/v1/info").status_code == 200
         assert app.state.service.admission.coming == 0
+
+
+@pytest.mark.parametrize(("each_second", "held"), [(1000, 64), (300, 30), (20, 16)])
+def test_who_refuses_for_longer_holds_what_a_tenth_of_a_second_answers(
+    monkeypatch: pytest.MonkeyPatch, each_second: int, held: int
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("nestvec.server.admission.monotonic", lambda: now[0])
+    refused: list[str] = []
+    admission = Admission(Settings(max_in_flight=64, threads=2), refused.append)
+
+    def fill() -> int:
+        while not admission.full:
+            admission.start_work()
+        with pytest.raises(RequestProblem):
+            admission.start_work()
+        return admission.working
+
+    assert fill() == 64
+    for _ in range(each_second):  # during a second all who are answered are followed by others
+        admission.end_work()
+        admission.start_work()
+    for _ in range(2):
+        now[0] += 0.5
+        with pytest.raises(RequestProblem):
+            admission.start_work()
+    while admission.working:
+        admission.end_work()
+    assert fill() == held
+    now[0] += 1.1  # nobody was refused meanwhile
+    assert not admission.full or held == 64
+    assert fill() == 64
+    assert refused == ["busy"] * 5
