@@ -43,8 +43,9 @@ class RecordMemory:
         missing = [seq for seq in dict.fromkeys(wanted) if seq not in found]
         fresh = dict(zip(missing, read_records(connection, missing), strict=True))
         found |= fresh
-        for seq in found.keys() - young.keys():
-            self._keep(seq, found[seq])
+        for seq, record in found.items():
+            if seq not in young:
+                self._keep(seq, record)
         return [found[seq] for seq in wanted]
 
     def _keep(self, seq: int, record: StoredRecord) -> None:
