@@ -10,6 +10,7 @@ enough is known from those that went that way.
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -256,9 +257,12 @@ _known_head = lru_cache(maxsize=1024)(_head)
 
 
 def _vector(given: list[float] | bytes | None, dims: int) -> F32:
-    """f32 [dims]. Numbers that are not finite are for the search to refuse: it looks at all vectors at once."""
+    """f32 [dims]. Numbers that are not finite are for the search to refuse: it looks at all vectors at once. So are those
+    too large for float32, which are infinite here."""
     if isinstance(given, bytes) and len(given) == 4 * dims:
         return np.frombuffer(given, "<f4")
+    if isinstance(given, list) and len(given) == dims:
+        return np.frombuffer(array("f", given), np.float32)
     return to_vector(given or [], dims, "/vector")
 
 

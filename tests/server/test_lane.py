@@ -139,6 +139,7 @@ WRONG: list[tuple[bytes, int, str]] = [
     (b'{"vector": [1, 2, 3, 4, 5, 6, 7, "8"]}', 422, "invalid_input"),
     (b'{"vector": "%s"}' % base64.b64encode(np.full(DIMS, math.nan, "<f4").tobytes()), 422, "invalid_input"),
     (b'{"vector": "%s"}' % base64.b64encode(bytes(4 * DIMS)), 422, "invalid_input"),  # zero has no cosine
+    (b'{"vector": %s}' % json.dumps([1e300] * DIMS).encode(), 422, "invalid_input"),  # infinite as float32
     (b'{"vector": [1, 2', 400, "malformed_json"),
     (b'{"text": "\xff"}', 400, "malformed_json"),
     (b'{"vector": ' + json.dumps(ROW).encode() + b', "kk": 1}', 422, "invalid_input"),
