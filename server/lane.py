@@ -257,8 +257,8 @@ _known_head = lru_cache(maxsize=1024)(_head)
 
 
 def _vector(given: list[float] | bytes | None, dims: int) -> F32:
-    """f32 [dims]. Numbers that are not finite are for the search to refuse: it looks at all vectors at once. So are those
-    too large for float32, which are infinite here."""
+    """f32 [dims]. Numbers that are not finite, or too large for float32 and infinite here, are for the search to refuse:
+    it looks at all vectors at once."""
     if isinstance(given, bytes) and len(given) == 4 * dims:
         return np.frombuffer(given, "<f4")
     if isinstance(given, list) and len(given) == dims:
