@@ -257,7 +257,7 @@ _known_head = lru_cache(maxsize=1024)(_head)
 
 
 def _vector(given: list[float] | bytes | None, dims: int) -> F32:
-    """f32 [dims]. Numbers that are not finite, or too large for float32 and infinite here, are for the search to refuse:
+    """f32 [dims]. Numbers that are not finite, or too large for float32 and so infinite, are for the search to refuse:
     it looks at all vectors at once."""
     if isinstance(given, bytes) and len(given) == 4 * dims:
         return np.frombuffer(given, "<f4")
