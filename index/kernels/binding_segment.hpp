@@ -118,7 +118,7 @@ struct SegmentHolder {
         segment.rescore_bias = rescore_bias ? data<float>(*rescore_bias) : nullptr;
         segment.vectors = vectors.data();
         segment.half = half;
-        segment.seqs = data<int64_t>(seqs);
+        number(data<int64_t>(seqs), n);
         segment.n = size_t(n);
         rescore_dims = rescore ? size_t(rescore->shape(1)) : 0;
         dims = size_t(vectors.shape(1));
@@ -129,6 +129,14 @@ struct SegmentHolder {
             if (one) kept.push_back(*one);
         if (gathered) use_gathered(size_t(total), rescore || rescore_bias);
         allow(allowed);
+    }
+
+    // Sequence numbers without a gap need no look at memory.
+    void number(const int64_t* seqs, py::ssize_t n) {
+        segment.first_seq = n ? seqs[0] : 0;
+        py::ssize_t i = 0;
+        while (i < n && seqs[i] == segment.first_seq + i) ++i;
+        segment.seqs = i < n ? seqs : nullptr;
     }
 
     // The same segment with another mask: what a deletion needs, with nothing checked twice.

@@ -49,7 +49,7 @@ bool Searcher::record(const float* vector, size_t k, const Plan& plan, Scratch& 
     schedule(query);
     make_tables(query);
     scan(query);
-    s.keys = s.candidates.keys();
+    s.keys.assign(s.candidates.keys(), s.candidates.keys() + s.candidates.size());
     query.rows = s.keys.size();
     recording.unit = route.unit;
     recording.inverse = query.inverse;

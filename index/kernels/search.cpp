@@ -210,11 +210,13 @@ NESTVEC_INLINE void Searcher::admit_each(Query& query, const Note& note) const {
     const Pending& pending = query.pending;
     const Segment& segment = segments_[pending.segment];
     const uint64_t high = uint64_t(pending.segment) << 32;
+    const uint32_t limit = s.candidates.limit();
     for (size_t i = 0; i < pending.found; ++i) {
         const uint32_t place = pending.places[s.pending_positions[i]], deficit = pending.offset + s.pending_deficits[i];
-        if (deficit > s.candidates.limit() || (segment.allowed && !segment.allowed[segment.row(place)])) continue;
+        if (deficit > limit || (segment.allowed && !segment.allowed[segment.row(place)])) continue;
         note(s.candidates.add(high | place, deficit), deficit);
     }
+    s.candidates.settle();
     query.pending.found = 0;
 }
 

@@ -54,11 +54,13 @@ struct Segment {
     const float* rescore_bias;  // [n], by place, "l2" only
     const void* vectors;        // [n, dims] of float or Half
     bool half;
-    const int64_t* seqs;
+    const int64_t* seqs;        // [n], or null where they are first_seq, first_seq + 1 and so on
+    int64_t first_seq;
     const uint8_t* allowed;  // [n], or null
     size_t n;
 
     uint32_t row(uint32_t place) const { return row_at ? row_at[place] : place; }
+    int64_t seq(uint32_t row) const { return seqs ? seqs[row] : first_seq + int64_t(row); }
 };
 
 struct Stage {

@@ -121,12 +121,18 @@ void Searcher::finish(Query& query, size_t from) const {
     for (size_t i = 0; i < query.rows; ++i) order[i] = make_key(float(s.totals[i]), uint32_t(i));
     const auto seq = [&](uint64_t key) {
         const uint64_t row = s.keys[uint32_t(key)];
-        return segments_[size_t(row >> 32)].seqs[uint32_t(row)];
+        return segments_[size_t(row >> 32)].seq(uint32_t(row));
     };
-    const auto better = [&](uint64_t a, uint64_t b) { return (a ^ b) >> 32 ? a < b : seq(a) < seq(b); };
     const size_t kept = std::min(query.k, query.rows);
-    if (kept < query.rows) std::nth_element(order, order + kept, order + query.rows, better);
-    std::sort(order, order + kept, better);
+    const auto take = [&](const auto& better) {
+        if (kept < query.rows) std::nth_element(order, order + kept, order + query.rows, better);
+        std::sort(order, order + kept, better);
+    };
+    const auto tied = [](uint64_t a, uint64_t b) { return (a ^ b) >> 32 == 0; };
+    take(std::less<uint64_t>());
+    const uint64_t* end = order + std::min(kept + 1, query.rows);  // the one behind the kept is the next best
+    if (std::adjacent_find<const uint64_t*>(order, end, tied) != end)
+        take([&](uint64_t a, uint64_t b) { return tied(a, b) ? seq(a) < seq(b) : a < b; });  // rare, and costs more
     s.hits.clear();
     for (size_t i = 0; i < kept; ++i) s.hits.push_back(Hit{float(s.totals[uint32_t(order[i])]), seq(order[i])});
 }
