@@ -26,7 +26,7 @@ from nestvec import Batch, Collection, Cut, Hits, Plan, Stage
 F32 = NDArray[np.float32]
 
 TARGETS, KS, SHARES = (0.8, 0.9, 0.95, 0.99), (1, 10, 100), (1.0, 0.1, 0.01)
-_CALIBRATING, _ASKING = 1000, 1500
+_CALIBRATING, _ASKING = 3000, 3000  # at most half of the queries calibrate
 _BLOCK = 8192
 _PROBES = (1, 2, 4, 8, 16, 32, 64, 128)
 _KEEPS = ((3, 1.5), (6, 1.5), (6, 3), (12, 3), (25, 6), (50, 12), (100, 12))  # by codes and by int8 rows, per hit
@@ -124,7 +124,7 @@ def main() -> None:
     """Print one JSON object per line, and a summary on standard error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, required=True, help=".npy [n, d]")
-    parser.add_argument("--queries", type=Path, required=True, help=".npy [q, d], 1,500 or more")
+    parser.add_argument("--queries", type=Path, required=True, help=".npy [q, d], 2,000 or more")
     parser.add_argument("--rows", type=int, help="use only the first rows")
     parser.add_argument("--metric", default="cosine")
     parser.add_argument("--dtype", default="float16")
@@ -139,7 +139,7 @@ def main() -> None:
         made = collection.calibrate(queries[:calibrating])
         sys.stderr.write(f"calibrated in {made.seconds if made else 0} s; {len(asked)} queries asked\n")
         rows = list(prove(collection, asked))
-        for row in [*rows, *(row for k in (10, 100) for row in hindsight(collection, asked, k))]:
+        for row in [*rows, *(row for k in KS for row in hindsight(collection, asked, k))]:
             sys.stdout.write(json.dumps(row) + "\n")
         low = sum(row["recall"] < row["target"] - 0.005 for row in rows)
         high = sum(row["recall"] > row["target"] + 0.03 and row["route"] != "exact" for row in rows)

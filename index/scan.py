@@ -100,25 +100,26 @@ def rows_reaching(
     floors: Float32,
     *,
     metric: Metric,
-    allowed: npt.NDArray[np.bool_] | None = None,
+    levels: npt.NDArray[np.uint8] | None = None,
     threads: int = 1,
 ) -> tuple[npt.NDArray[np.int64], Rows, Scores]:
-    """Every allowed row of float32|float16 [n, d] whose score for a float32 query [b, d] is at least its floor [b].
+    """Every row of float32|float16 [n, d] whose score for a float32 query [b, d] is at least its floor.
 
-    (counts int64 [b], rows int64 [m], scores float32 [m]): the rows of the first query, ascending, then of the next,
-    with the scores of `exact_search`. All rows are read once for all queries, and memory grows with what is found.
+    floors float32 [m, b] are those of m kinds of rows; levels uint8 [n] says which a row is of, from 1 on, 0 for one
+    that does not count. None: all are of the first. (counts int64 [b], rows int64 [r], scores float32 [r]): the rows of
+    the first query, ascending, then of the next, with the scores of `exact_search`. All rows are read once for all
+    queries, and memory grows with what is found.
     Raises InvalidInput for wrong shapes or dtypes.
     """
     count, dims = check_vectors(vectors)
-    if queries.ndim != 2 or queries.shape[1] != dims or floors.shape != queries.shape[:1]:
+    if queries.ndim != 2 or queries.shape[1] != dims or floors.ndim != 2 or floors.shape[1] != len(queries):
         raise InvalidInput(
-            f"queries must have shape [b, {dims}] and floors [b], got {queries.shape} and {floors.shape}"
+            f"queries must have shape [b, {dims}] and floors [m, b], got {queries.shape} and {floors.shape}"
         )
     check_metric(metric)
-    mask = check_allowed(allowed, count)
     return kernels.reaching(
         vectors,
-        np.ones(count, np.bool_) if mask is None else np.ascontiguousarray(mask),
+        np.ones(count, np.uint8) if levels is None else np.ascontiguousarray(levels),
         np.ascontiguousarray(queries, dtype=np.float32),
         np.ascontiguousarray(floors, dtype=np.float32),
         metric,

@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.engine.calibration.bounds import lower_bound
+from nestvec.engine.calibration.bounds import binomial_lower_bound, lower_bound
 from nestvec.engine.calibration.path import Margins, Shape, Step, descend, shrunk_together, spread_out
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint, Source
-from nestvec.engine.calibration.trial import Band, CostModel, Ground, Outcome, Recordings, Trial
-from nestvec.engine.calibration.truth import Truth, find_truth
+from nestvec.engine.calibration.trial import Band, CostModel, Ground, Outcome, Recordings, Trial, nested_filters
+from nestvec.engine.calibration.truth import Levels, Truth, find_truth
 from nestvec.engine.plan import WIDER, Plan
 from nestvec.engine.progress import Progress
 from nestvec.index.lists.model import ListModel
@@ -27,13 +27,14 @@ Run = Callable[[Trial, Sequence[Plan]], list[Outcome]]
 KS = (1, 10, 100, 1000)
 SELECTIVITIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 DELTA = 0.05
-DEPTH = 3600  # of the truth; deeper, as for k 100 behind a filter of 1 %, the exact scan is cheaper anyway
+_DEEPEST = 3600  # k / share; deeper, as for k 100 behind a filter of 1 %, the exact scan is cheaper anyway
 _MOST_OF_ROWS = 0.05
 EXACT_ROWS = 4000  # fewer that pass a filter are scanned: no plan is cheaper
 _GROUPS = ((10, 1), (100,), (1000,))  # those of a group share a recording: for more neighbours it holds more
 _PATH_OF = {1: 10, 1000: 100}  # one neighbour says too little to find a path by, and a thousand cost too much
 _EXPLORED, _LEAST_EXPLORED, _MOST_EXPLORED = 2000, 24, 128  # neighbours, queries, queries that find a path
-_PROMISED = {1000: 100}  # queries that measure a path; all for fewer neighbours
+_EXPLORING = 7  # one query in so many does, where they are few: the others can promise
+_PROMISED = {100: 1000, 1000: 100}  # queries that measure a path, at most; all for fewer neighbours, which say less
 _LEAST_RECALL = 0.7
 _FINE, _COARSE = 0.02, 0.1  # recall between neighbouring points
 _AT_ONCE = 6  # points replayed together: few in vain where a path ends early
@@ -48,16 +49,18 @@ _SAME_SCORE = 2e-5  # of the spread: what float32 products and their order of ad
 def measure(ground: Ground, generation: int, queries: F32, source: Source, progress: Progress) -> Calibration:
     """Measure the frontiers of a generation with stored-form queries f32 [b, dims] in random order."""
     started = time.monotonic()
-    exact_micros = _exact_micros(ground, queries)
-    truth = _truth(ground, queries, progress)
-    slack = np.float32(-_SAME_SCORE) * _units(ground.model, queries)
     rows = int(np.count_nonzero(ground.allowed))
-    bands = [(share, ks) for share in SELECTIVITIES if (ks := _worthwhile(share, rows))]
+    wanted = {share: ks for share in SELECTIVITIES if (ks := _worthwhile(share, rows))}
+    levels = nested_filters(ground.allowed, list(wanted))
+    truths = _truths(ground, levels, queries, list(wanted.values()), progress)
+    exact_micros = _exact_micros(ground, queries)  # the pages of the rows are at hand by now
+    slack = np.float32(-_SAME_SCORE) * _units(ground.model, queries)
     frontiers: list[Frontier] = []
-    for done, (share, ks) in enumerate(bands):
-        progress("calibrate", done, len(bands))
-        frontiers += _Measurement(Band(ground, share), truth, slack, queries, exact_micros).frontiers(ks)
-    progress("calibrate", len(bands), len(bands))
+    for done, (share, truth) in enumerate(zip(wanted, truths, strict=True)):
+        progress("calibrate", done, len(wanted))
+        band = Band(ground, share, levels > done)
+        frontiers += _Measurement(band, truth, slack, queries, exact_micros).frontiers(wanted[share])
+    progress("calibrate", len(wanted), len(wanted))
     return Calibration(
         datetime.now(UTC).isoformat(timespec="milliseconds"),
         generation,
@@ -74,16 +77,15 @@ def _worthwhile(share: float, rows: int) -> list[int]:
     """The numbers of hits for which a plan could be cheaper than scanning what passes the filter."""
     if share * rows < EXACT_ROWS:
         return []
-    return [k for group in _GROUPS for k in group if k / share <= min(DEPTH, _MOST_OF_ROWS * rows)]
+    return [k for group in _GROUPS for k in group if k / share <= min(_DEEPEST, _MOST_OF_ROWS * rows)]
 
 
 class _Measurement:
     """Of one band: `frontiers` makes those of some ks."""
 
     def __init__(self, band: Band, truth: Truth, slack: F32, queries: F32, exact_micros: float) -> None:
-        """`slack` f32 [b] is added to the k-th best score of each of queries f32 [b, dims]; `truth`: of all bands."""
-        self._band, self._slack, self._queries = band, slack, queries
-        self._truth = truth if band.selectivity == 1 else truth.behind(band.allowed)
+        """`slack` f32 [b] is added to the k-th best score of each of queries f32 [b, dims]; `truth`: the band's."""
+        self._band, self._truth, self._slack, self._queries = band, truth, slack, queries
         self._exact_micros = exact_micros
         self._paths: dict[int, list[Step]] = {}
 
@@ -104,7 +106,10 @@ class _Measurement:
             )
         opened = {k: self._opened(explored[k]) for k in ks if _PATH_OF.get(k) not in ks}
         cost = CostModel(explored[ks[0]], _shape(explored[ks[0]]).plan(opened[ks[0]][-1]), self._exact_micros)
-        run = self._runner(explored[max(ks)], list(opened.values()), np.maximum.reduce(list(true.values())), cost)
+        # Who takes no part in finding a path need not be recorded where it is known.
+        first = min(promised[k].chosen.start if _PATH_OF.get(k) in self._paths else 0 for k in ks)
+        asked, depths = range(first, len(batch)), np.maximum.reduce(list(true.values()))
+        run = self._runner(explored[max(ks)], asked, list(opened.values()), depths, cost)
         found = []
         for k in ks:
             path = self._paths.get(_PATH_OF.get(k, 0)) or _path(explored[k], opened[k], run)
@@ -123,21 +128,21 @@ class _Measurement:
                 margins = tuple(min(_MORE * each, most) for each, most in zip(margins, start, strict=True))
             return [margins]
         if shape.route == "soar":
-            batch = trial.queries  # the first of all
             recordings = Recordings(
-                self._band, batch, trial.k, shape.plan(start), self._truth, trial.true[: len(batch)]
+                self._band, trial.batch, trial.chosen, trial.k, shape.plan(start), self._truth, trial.true
             )
         filtered = self._band.selectivity < 1
         return shrunk_together(lambda each: trial.recall(shape.plan(each), recordings), start, filtered=filtered)
 
-    def _runner(self, trial: Trial, opened: list[list[Margins]], depths: Int64, cost: CostModel) -> Run:
-        """What runs plans up to the most generous start: by replays where searches can be recorded."""
+    def _runner(self, trial: Trial, asked: range, opened: list[list[Margins]], depths: Int64, cost: CostModel) -> Run:
+        """What runs plans up to the most generous start, with the `asked` of a trial's batch: by replays where searches
+        can be recorded."""
         if self._band.ground.route == "ehi":
             return lambda trial, plans: trial.search(plans, cost)
         widest = tuple(max(margins) for margins in zip(*(one[0] for one in opened), strict=True))
         shape = _shape(trial)
         plan = replace(shape, shortlist=WIDER * shape.shortlist).plan(widest)  # who finds too few is asked again
-        recordings = Recordings(self._band, trial.batch, trial.k, plan, self._truth, depths)
+        recordings = Recordings(self._band, trial.batch, asked, trial.k, plan, self._truth, depths)
         return lambda trial, plans: trial.replay(recordings, plans, cost)
 
 
@@ -146,7 +151,8 @@ def _split(k: int, queries: int) -> tuple[range, range]:
 
     A query for many neighbours says more about a path, and takes longer: fewer of them do.
     """
-    cut = min(max(_EXPLORED // k, _LEAST_EXPLORED), _MOST_EXPLORED, queries // 4)
+    many = min(_MOST_EXPLORED, max(_LEAST_EXPLORED, queries // _EXPLORING))
+    cut = min(max(_EXPLORED // k, _LEAST_EXPLORED), many, queries // 4)
     return range(cut), range(cut, min(queries, cut + _PROMISED.get(k, queries)))
 
 
@@ -170,7 +176,12 @@ def _start(k: int, shape: Shape) -> Margins:
     return tuple(margin * wider for margin in (first, *_START[1 : 2 + len(shape.stages)]))
 
 
-def _truth(ground: Ground, queries: F32, progress: Progress) -> Truth:
+def _truths(
+    ground: Ground, levels: Levels, queries: F32, wanted: Sequence[Sequence[int]], progress: Progress
+) -> list[Truth]:
+    """Of each filter, as deep as the ks that are wanted behind it ask for."""
+    if not wanted:  # few rows: no plan is cheaper than scanning them
+        return []
     total, done = sum(view.segment.rows for view in ground.views), 0
 
     def tick(rows: int) -> None:
@@ -178,8 +189,11 @@ def _truth(ground: Ground, queries: F32, progress: Progress) -> Truth:
         done += rows
         progress("truth", done, total)
 
-    vectors = [view.segment.vectors for view in ground.views]
-    return find_truth(vectors, ground.allowed, queries, DEPTH, ground.metric, tick)
+    vectors, depths = [view.segment.vectors for view in ground.views], np.zeros((len(wanted), len(queries)), np.int64)
+    for depth, ks in zip(depths, wanted, strict=True):
+        for k in sorted(ks):
+            depth[: _split(k, len(queries))[1].stop] = k
+    return find_truth(vectors, levels, queries, depths, ground.metric, tick)
 
 
 def _units(model: ListModel, queries: F32) -> F32:
@@ -200,11 +214,12 @@ def _path(trial: Trial, opened: list[Margins], run: Run) -> list[Step]:
 def _frontier(trial: Trial, path: list[Margins], run: Run) -> Frontier:
     """Points along a path, until recall is too low to want, or cost rises: then searches find too few rows."""
     shape, points = _shape(trial), list[OperatingPoint]()
+    bound = binomial_lower_bound if trial.k == 1 else lower_bound
     plans = [shape.plan(margins) for margins in path]
     for start in range(0, len(plans), _AT_ONCE):
         together = plans[start : start + _AT_ONCE]
         for plan, outcome in zip(together, run(trial, together), strict=True):
-            recall, floor = float(outcome.recalls.mean()), lower_bound(outcome.recalls, DELTA)
+            recall, floor = float(outcome.recalls.mean()), bound(outcome.recalls, DELTA)
             points.append(OperatingPoint(plan, recall, floor, outcome.micros, outcome.bytes, outcome.rows))
             dear = outcome.micros > _TURNED * min(point.micros for point in points)
             if recall < _LEAST_RECALL or dear:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nestvec.engine.plan import Plan
@@ -29,7 +29,7 @@ class OperatingPoint:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads it back."""
-        return {**asdict(self), "plan": self.plan.to_json()}
+        return {**vars(self), "plan": self.plan.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> OperatingPoint:
@@ -48,7 +48,7 @@ class Frontier:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads it back."""
-        return {**asdict(self), "points": [point.to_json() for point in self.points]}
+        return {**vars(self), "points": [point.to_json() for point in self.points]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Frontier:
@@ -77,7 +77,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; `from_json` reads it back."""
-        return {"version": VERSION, **asdict(self), "frontiers": [each.to_json() for each in self.frontiers]}
+        return {"version": VERSION, **vars(self), "frontiers": [each.to_json() for each in self.frontiers]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Calibration:

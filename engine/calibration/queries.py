@@ -19,7 +19,8 @@ from nestvec.engine.writer import Encode
 
 F32 = NDArray[np.float32]
 
-MOST = 1000
+MOST = 3000  # given ones: more are not worth the time
+_MOST_MADE = 1000
 _LEAST, _ROWS_TIMES_QUERIES = 512, 576_000_000  # truth costs their product
 _ENOUGH_TEXTS = 300
 _SPAN = (4, 12)  # words of a text that stand for a question about it
@@ -36,14 +37,14 @@ class CalibrationQueries:
     held_out: NDArray[np.int64]
 
 
-def wanted(rows: int) -> int:
+def wanted(rows: int, most: int = _MOST_MADE) -> int:
     """How many queries are worth their truth in a collection of this size."""
-    return int(min(MOST, max(_LEAST, _ROWS_TIMES_QUERIES // max(rows, 1))))
+    return int(min(most, max(_LEAST, _ROWS_TIMES_QUERIES // max(rows, 1))))
 
 
 def given_queries(vectors: F32, snapshot: Snapshot, config: CollectionConfig) -> CalibrationQueries:
     """The caller's own, f32 [b, dims] as a search takes them: at most as many as are worth it, chosen at random."""
-    order = np.random.default_rng(3).permutation(len(vectors))[: wanted(snapshot.rows)]
+    order = np.random.default_rng(3).permutation(len(vectors))[: wanted(snapshot.rows, MOST)]
     prepared = prepare_queries(np.ascontiguousarray(vectors[order]), config)
     return _stored(prepared, "queries", snapshot)
 

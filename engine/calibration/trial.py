@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nestvec.engine.calibration.truth import Truth
+from nestvec.engine.calibration.truth import Levels, Truth
 from nestvec.engine.plan import WIDER, ListRoute, Plan, wider
 from nestvec.engine.snapshot import SegmentView
 from nestvec.index.funnel import Cut
@@ -22,7 +22,7 @@ Int64 = NDArray[np.int64]
 Ask = Callable[[Sequence[Plan], Int64], list[tuple[Int64, Counts]]]
 """Of plans and numbers of queries: for each plan how many true neighbours each query finds, and what it touches."""
 
-_TIMED = 12
+_TIMED, _TIMED_OF_MANY, _MANY = 12, 4, 1000  # queries; a thousand neighbours take long, and vary less
 _SEED = 7
 
 
@@ -44,21 +44,26 @@ class Ground:
     route: ListRoute
 
 
+def nested_filters(allowed: NDArray[np.bool_], shares: Sequence[float]) -> Levels:
+    """Random filters, each inside the one before: how many of them, widest first, let each row through."""
+    draws = np.random.default_rng(_SEED).random(len(allowed), np.float32)
+    levels = np.zeros(len(allowed), np.uint8)
+    for share in shares:
+        levels += allowed & (draws < share)
+    return levels
+
+
 class Band:
-    """The rows that one random filter lets through, and their searchers. `allowed` is a mask over all rows.
+    """The rows that one filter lets through, and their searchers.
 
     `searcher` finds and counts what `timed` does, in less time where the filter is narrow.
     """
 
-    def __init__(self, ground: Ground, selectivity: float) -> None:
-        self.ground, self.selectivity = ground, selectivity
-        self.allowed = ground.allowed
-        if selectivity < 1:
-            rng = np.random.default_rng(_SEED)
-            self.allowed = self.allowed & (rng.random(len(self.allowed), np.float32) < selectivity)
-        self.rows = int(np.count_nonzero(self.allowed))
+    def __init__(self, ground: Ground, selectivity: float, passes: NDArray[np.bool_]) -> None:
+        """`passes` is a mask over all rows."""
+        self.ground, self.selectivity, self.rows = ground, selectivity, int(np.count_nonzero(passes))
         ends = np.cumsum([view.segment.rows for view in ground.views])
-        masks = np.split(self.allowed, ends[:-1])
+        masks = np.split(passes, ends[:-1])
         parts = [
             SearchPart(view.first, view.segment.vectors, view.segment.seqs, None if mask.all() else mask.copy())
             for view, mask in zip(ground.views, masks, strict=True)
@@ -149,7 +154,8 @@ class CostModel:
     def __init__(self, trial: Trial, plan: Plan, exact_micros: float) -> None:
         """Timed on a few queries of `trial`; `exact_micros`: what the exact scan takes for a row."""
         search = trial.band.timed.search_counted
-        works = [search(query, trial.k, plan.funnel)[2] for query in trial.queries[:_TIMED]]
+        timed = trial.queries[: _TIMED if trial.k < _MANY else _TIMED_OF_MANY]
+        works = [search(query, trial.k, plan.funnel)[2] for query in timed]
         # Medians: one query that the system interrupted would count for all.
         self._route = float(np.median([work.micros["route"] for work in works]))
         self._scan = float(np.median([work.micros["scan"] / max(work.codes, 1) for work in works]))
@@ -168,11 +174,12 @@ class Recordings:
     """The searches of a batch in one band, recorded under a generous plan; who finds too few rows then is asked again
     with a wider plan, which is recorded for those that need it."""
 
-    def __init__(self, band: Band, batch: F32, k: int, plan: Plan, truth: Truth, depths: Int64) -> None:
-        """`plan`: the most generous one that will be replayed, for up to k hits. Of the band's `truth` the first
-        `depths` int64 [b] rows of each query of the batch are true neighbours."""
+    def __init__(self, band: Band, batch: F32, chosen: range, k: int, plan: Plan, truth: Truth, depths: Int64) -> None:
+        """Of the `chosen` queries of a batch. `plan`: the most generous one that will be replayed, for up to k hits.
+        Of the band's `truth` the first `depths` int64 [b] rows of each query of the batch are true neighbours."""
         self._band, self._batch, self._k, self._plan, self._truth, self._depths = band, batch, k, plan, truth, depths
-        self._first = self._record(np.arange(len(batch)), plan)
+        self._start = chosen.start
+        self._first = self._record(np.arange(chosen.start, chosen.stop), plan)
         self._again: Recording | None = None
         self._place = np.full(len(batch), -1, np.int64)  # of a query in the second recording
 
@@ -182,17 +189,19 @@ class Recordings:
 
         A shortlist's margin beyond the recorded one is cut to it: of rows that are few it takes hardly less.
         """
-        recording, places = self._first, queries
+        recording, places = self._first, queries - self._start
         if not all(recording.covers(plan.funnel) for plan in plans):
             recording, places = self._wider(queries)
-        cut = [replace(plan, shortlist=self._cut(plan)).funnel for plan in plans]
+        cut = [self._cut(plan).funnel for plan in plans]
         return recording.replay(places, k, cut, true, self._band.ground.threads)
 
-    def _cut(self, plan: Plan) -> Cut:
+    def _cut(self, plan: Plan) -> Plan:
         cut, most = plan.shortlist, self._plan.shortlist
         assert cut is not None
         assert most is not None
-        return Cut(min(cut.keep, most.keep), min(cut.margin, most.margin))
+        if cut.keep <= most.keep and cut.margin <= most.margin:
+            return plan
+        return replace(plan, shortlist=Cut(min(cut.keep, most.keep), min(cut.margin, most.margin)))
 
     def _wider(self, queries: Int64) -> tuple[Recording, Int64]:
         """A recording of these queries under a wider plan, and their places in it."""

@@ -1,15 +1,15 @@
-"""The truth that recall is measured by: for each query the rows with the best scores, deep enough for every filter.
+"""The truth that recall is measured by: for each query the rows with the best scores, as many as each filter asks for.
 
-The best k of a random share s of all rows are, near enough, the best k/s of all of them. So one pass over the rows
-that keeps each query's best few thousand tells the k-th best score under any mask, and recall asks for no more:
-a hit that scores at least that is a true neighbour, ties included.
+Recall asks for no more than the k-th best score of a query among the rows that pass a filter: a hit that scores at
+least that is a true neighbour, ties included. Filters that are nested, each inside the one before, are served by one
+pass over the rows: a row has to reach the lowest floor of the filters that let it through, so that the many rows
+outside the narrow ones, which ask for the deepest lists, seldom do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,13 @@ from nestvec.index.metric import Metric
 from nestvec.index.scan import rows_reaching
 
 F32 = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+Int64 = NDArray[np.int64]
+Levels = NDArray[np.uint8]
+"""How many of some nested filters, widest first, each row passes."""
 
 _BLOCK_NUMBERS = 1 << 25  # stored numbers between two ticks: a fraction of a second
 _SAMPLE = 12_000  # rows from which the depth of each query's list is guessed
-_SLACK = 1.5  # lists are this much longer than asked for, on average: guesses err
+_SPREADS, _SLACK = 4, 3  # guesses err: lists are longer than asked for by so many standard deviations, and rows
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,15 @@ class Truth:
     Rows count through all parts, one after the other.
     """
 
-    starts: NDArray[np.int64]
-    rows: NDArray[np.int64]
+    starts: Int64
+    rows: Int64
     scores: F32
     floors: F32
 
-    def behind(self, allowed: Mask) -> Truth:
-        """What of it a mask over all parts lets through."""
-        kept = np.flatnonzero(allowed[self.rows])
-        starts = np.searchsorted(kept, self.starts)
-        return Truth(starts, self.rows[kept], self.scores[kept], self.floors)
+    def within(self, passes: NDArray[np.bool_], floors: F32) -> Truth:
+        """What of it reaches some floors f32 [b], of the listed rows that a filter `passes`, a mask over all parts."""
+        kept = np.flatnonzero(passes[self.rows] & (self.scores >= np.repeat(floors, np.diff(self.starts))))
+        return Truth(np.searchsorted(kept, self.starts), self.rows[kept], self.scores[kept], floors)
 
     def kth(self, k: int) -> F32:
         """The k-th best score of each query, float32 [b].
@@ -57,46 +58,50 @@ class Truth:
         best[listed] = self.scores[at[listed]]
         return best
 
-    def reaching(self, floors: F32) -> NDArray[np.int64]:
+    def reaching(self, floors: F32) -> Int64:
         """How many rows of each of the first queries score at least floors f32 [m], int64 [m]."""
-        lists = (self.scores[start:stop][::-1] for start, stop in pairwise(self.starts))
-        return np.array([len(a) - np.searchsorted(a, floor) for a, floor in zip(lists, floors, strict=False)], np.int64)
+        starts = self.starts[: len(floors) + 1]
+        reached = self.scores[: starts[-1]] >= np.repeat(floors, np.diff(starts))
+        return np.diff(np.append(0, np.cumsum(reached))[starts])
 
 
 def find_truth(
     parts: Sequence[NDArray[Any]],
-    allowed: Mask,
+    levels: Levels,
     queries: F32,
-    depth: int,
+    depths: Int64,
     metric: Metric,
     tick: Callable[[int], None],
     threads: int | None = None,
-) -> Truth:
-    """Every query's best rows, about `depth` of them or more, among the allowed ones of stored vectors [n, dims].
+) -> list[Truth]:
+    """Every query's best rows behind each of m nested filters, among stored vectors [n, dims].
 
-    One pass over all rows; `tick(rows)` is called after each block. `threads`: all cores where None; they change
-    nothing of the result.
+    `levels` uint8 [n] through all parts; a filter is taken for a random one. `depths` int64 [m, b]: about how many rows
+    each list is to have at least. One pass over all rows; `tick(rows)` is called after each block. `threads`: all cores
+    where None; they change nothing of the result.
     """
-    floors = _floors(parts, allowed, queries, depth, metric)
-    found: list[tuple[NDArray[np.int64], NDArray[np.int64], F32]] = []
+    floors = _floors(parts, levels, queries, depths, metric)
+    lowest = np.minimum.accumulate(floors, axis=0)
+    found: list[tuple[Int64, Int64, F32]] = []
     first = 0
     for vectors in parts:
         step = max(1, _BLOCK_NUMBERS // vectors.shape[1])
         for start in range(0, len(vectors), step):
-            block, counting = vectors[start : start + step], allowed[first + start :][: min(step, len(vectors) - start)]
+            block, some = vectors[start : start + step], levels[first + start :][: min(step, len(vectors) - start)]
             counts, rows, scores = rows_reaching(
-                block, queries, floors, metric=metric, allowed=counting, threads=threads or cores()
+                block, queries, lowest, metric=metric, levels=some, threads=threads or cores()
             )
             found.append((counts, rows + (first + start), scores))
             tick(len(block))
         first += len(vectors)
-    return _sorted(found, floors)
+    listed = _sorted(found, lowest[-1])
+    return [listed.within(levels > number, each) for number, each in enumerate(floors)]
 
 
-def _sorted(found: list[tuple[NDArray[np.int64], NDArray[np.int64], F32]], floors: F32) -> Truth:
+def _sorted(found: list[tuple[Int64, Int64, F32]], floors: F32) -> Truth:
     """What the blocks found, query by query, best first."""
     ends = [np.append(0, np.cumsum(counts)).tolist() for counts, _, _ in found]
-    rows, scores = list[NDArray[np.int64]](), list[F32]()
+    rows, scores = list[Int64](), list[F32]()
     for q in range(len(floors)):
         parts = [slice(end[q], end[q + 1]) for end in ends]
         score = np.concatenate([each[part] for (_, _, each), part in zip(found, parts, strict=True)])
@@ -108,20 +113,36 @@ def _sorted(found: list[tuple[NDArray[np.int64], NDArray[np.int64], F32]], floor
     return Truth(starts, np.concatenate(rows), np.concatenate(scores), floors)
 
 
-def _floors(parts: Sequence[NDArray[Any]], allowed: Mask, queries: F32, depth: int, metric: Metric) -> F32:
-    """For each query a score that about `depth` times the slack rows reach; -inf where that is most of them."""
-    total = int(np.count_nonzero(allowed))
-    chosen = np.flatnonzero(allowed)[:: max(1, total // _SAMPLE)]
-    rank = int(np.ceil(_SLACK * depth * len(chosen) / total)) + 3  # 3: a guess from few rows errs more
-    if rank >= len(chosen):
-        return np.full(len(queries), -np.inf, np.float32)
+def _floors(parts: Sequence[NDArray[Any]], levels: Levels, queries: F32, depths: Int64, metric: Metric) -> F32:
+    """For each filter and query a score that somewhat more than `depths` of its rows reach, by a sample of all rows.
+
+    -inf where that is most of them.
+    """
+    counted = np.flatnonzero(levels)
+    chosen = counted[:: max(1, len(counted) // _SAMPLE)]
+    passing = np.array([max(1, np.count_nonzero(levels > number)) for number in range(len(depths))])
+    expected = depths * (len(chosen) / passing[:, None])  # of the sample, were there no chance in it
+    spread = np.sqrt(expected + np.square(expected) / np.maximum(depths, 1))  # of the sample, and of the filter's own
+    ranks = np.ceil(expected + _SPREADS * spread).astype(np.int64) + _SLACK
+    most = int(ranks[ranks < len(chosen)].max(initial=0))
+    best = _best_of(parts, chosen, queries, most, metric)
+    floors = np.full(depths.shape, -np.inf, np.float32)
+    some = ranks < len(chosen)
+    floors[some] = best[np.broadcast_to(np.arange(len(queries)), ranks.shape)[some], ranks[some] - 1]
+    return floors
+
+
+def _best_of(parts: Sequence[NDArray[Any]], chosen: Int64, queries: F32, count: int, metric: Metric) -> F32:
+    """The `count` best scores of each query among the chosen rows, best first, float32 [b, count]."""
     sample, first = [], 0
     for vectors in parts:
         inside = chosen[(chosen >= first) & (chosen < first + len(vectors))] - first
         sample.append(_scores(vectors[inside], queries, metric))
         first += len(vectors)
-    scores = np.concatenate(sample, axis=1)
-    return np.ascontiguousarray(np.partition(scores, scores.shape[1] - rank, axis=1)[:, scores.shape[1] - rank])
+    scores = -np.concatenate(sample, axis=1)
+    if count < scores.shape[1]:
+        scores = np.partition(scores, count, axis=1)[:, :count]
+    return -np.sort(scores, axis=1)
 
 
 def _scores(vectors: NDArray[Any], queries: F32, metric: Metric) -> F32:

@@ -111,7 +111,7 @@ def pack(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def reaching(
     vectors: npt.NDArray[np.float32] | npt.NDArray[np.float16],
-    allowed: npt.NDArray[np.bool_],
+    levels: npt.NDArray[np.uint8],
     queries: npt.NDArray[np.float32],
     floors: npt.NDArray[np.float32],
     metric: Metric,
@@ -119,8 +119,8 @@ def reaching(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """See `reference_reaching.reaching`. AVX-512 rules rows out by products of bytes; else BLAS is faster at it."""
     if isa() != "avx512":
-        return reaching_by_products(vectors, allowed, queries, floors, metric, threads, band_scores)
+        return reaching_by_products(vectors, levels, queries, floors, metric, threads, band_scores)
     return cast(
         "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]",
-        _native.reaching(vectors, allowed, queries, floors, metric, threads),
+        _native.reaching(vectors, levels, queries, floors, metric, threads),
     )

@@ -76,7 +76,8 @@ NESTVEC_AVX512 Coded code(const T* x, size_t dims, const float* centre, float* y
 
 // What the queries bring to the comparison, in whole tiles.
 struct Side {
-    std::vector<float> scale, norm, error, least;
+    std::vector<float> scale, norm, error;
+    std::vector<std::vector<float>> least;  // of each level
 };
 
 // What a row brings to it: 128 times the sum of its bytes, their step, its error, norm, and terms of its own.
@@ -86,7 +87,8 @@ struct Row {
 };
 
 // The numbers, ascending, of the queries whose floor the row may reach; how many.
-NESTVEC_AVX512 size_t may_reach(const int32_t* dots, size_t width, const Row& row, const Side& side, uint32_t* numbers) {
+NESTVEC_AVX512 size_t may_reach(const int32_t* dots, size_t width, const Row& row, const Side& side, const float* least,
+                                uint32_t* numbers) {
     const __m512 step = _mm512_set1_ps(row.step), error = _mm512_set1_ps(row.error), norm = _mm512_set1_ps(row.norm);
     size_t found = 0;
     for (size_t q = 0; q < width; q += kLanes) {
@@ -95,7 +97,7 @@ NESTVEC_AVX512 size_t may_reach(const int32_t* dots, size_t width, const Row& ro
         most = _mm512_add_ps(most, _mm512_mul_ps(error, _mm512_loadu_ps(&side.norm[q])));
         most = _mm512_add_ps(most, _mm512_mul_ps(norm, _mm512_loadu_ps(&side.error[q])));
         most = _mm512_add_ps(most, _mm512_set1_ps(row.own));
-        uint32_t mask = _mm512_cmp_ps_mask(most, _mm512_loadu_ps(&side.least[q]), _CMP_GE_OQ);
+        uint32_t mask = _mm512_cmp_ps_mask(most, _mm512_loadu_ps(least + q), _CMP_GE_OQ);
         for (; mask; mask &= mask - 1) numbers[found++] = uint32_t(q) + uint32_t(__builtin_ctz(mask));
     }
     return found;
@@ -129,10 +131,10 @@ class Reach {
           codes_(tiles_ * kTile * width_, uint8_t(128)),
           centre_(width_, 0.0f) {
         for (size_t row = 0; row < task.n; ++row)
-            if (task.allowed[row]) rows_.push_back(int64_t(row));
+            if (task.levels[row]) rows_.push_back(int64_t(row));
         find_centre();
         for (std::vector<float>* each : {&side_.scale, &side_.norm, &side_.error}) each->assign(tiles_ * kTile, 0.0f);
-        side_.least.assign(tiles_ * kTile, kInfinity);
+        side_.least.assign(task.depth, std::vector<float>(tiles_ * kTile, kInfinity));
         Buffers buffers = make_buffers();
         for (size_t q = 0; q < task.count; ++q) take(q, buffers);
         wide_.assign(task.queries, task.queries + task.count * task.dims);
@@ -194,7 +196,7 @@ class Reach {
     void take(size_t q, Buffers& b) {
         const float* query = task_.queries + q * task_.dims;
         const Coded coded = code(query, task_.dims, centre_.data(), b.y.data(), b.bytes.data());
-        side_.least[q] = -kInfinity;
+        for (std::vector<float>& least : side_.least) least[q] = -kInfinity;
         if (!coded.sure) return;
         const size_t groups = width_ / 4;
         for (size_t j = 0; j < width_; ++j)
@@ -209,7 +211,10 @@ class Reach {
         side_.scale[q] = times * coded.step;
         side_.norm[q] = times * coded.norm;
         side_.error[q] = times * coded.error;
-        side_.least[q] = float(double(task_.floors[q]) - own - rounded - 0x1p-20 * std::fabs(double(task_.floors[q])));
+        for (size_t level = 0; level < task_.depth; ++level) {
+            const double floor = task_.floors[level * task_.count + q];
+            side_.least[level][q] = float(floor - own - rounded - 0x1p-20 * std::fabs(floor));
+        }
     }
 
     Row row_of(const Coded& coded) const {
@@ -229,7 +234,8 @@ class Reach {
         for (size_t i = 0; i < count; ++i) {
             size_t found = task_.count;
             if (coded[i].sure)
-                found = may_reach(b.dots.data() + i * tiles_ * kTile, tiles_ * kTile, row_of(coded[i]), side_, b.numbers.data());
+                found = may_reach(b.dots.data() + i * tiles_ * kTile, tiles_ * kTile, row_of(coded[i]), side_,
+                                  side_.least[task_.levels[rows_[at + i]] - 1u].data(), b.numbers.data());
             else
                 std::iota(b.numbers.begin(), b.numbers.end(), 0u);
             for (size_t j = 0; j < found; ++j) b.candidates[b.numbers[j]].push_back(rows_[at + i]);
@@ -243,7 +249,7 @@ class Reach {
                              0, task_.dims, task_.l2, b.scores.data(), nullptr},
                     Isa::avx512);
         for (size_t i = 0; i < rows.size(); ++i)
-            if (float(b.scores[i]) >= task_.floors[q]) found.push_back(Reached{rows[i], float(b.scores[i])});
+            if (float(b.scores[i]) >= task_.floors[(task_.levels[rows[i]] - 1u) * task_.count + q]) found.push_back(Reached{rows[i], float(b.scores[i])});
     }
 
     const ReachTask& task_;

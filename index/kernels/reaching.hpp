@@ -9,10 +9,10 @@ struct ReachTask {
     const void* vectors;  // [n, dims] of float or Half
     bool half;
     size_t n, dims;
-    const uint8_t* allowed;  // [n]
+    const uint8_t* levels;   // [n]: 0 for a row that does not count, else from 1 on the floors that it must reach
     const float* queries;    // [count, dims], finite
-    const float* floors;     // [count], no NaN
-    size_t count;
+    const float* floors;     // [depth, count], no NaN
+    size_t count, depth;
     bool l2;
 };
 

@@ -23,36 +23,38 @@ Found = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float
 
 def reaching(
     vectors: npt.NDArray[np.float32] | npt.NDArray[np.float16],
-    allowed: npt.NDArray[np.bool_],
+    levels: npt.NDArray[np.uint8],
     queries: npt.NDArray[np.float32],
     floors: npt.NDArray[np.float32],
     metric: Metric,
     threads: int,
     score: Callable[..., None] = band_scores,
 ) -> Found:
-    """Every row of vectors [n, d] (a memory map is read in place) that is allowed [n] and reaches a query's floor.
+    """Every row of vectors [n, d] (a memory map is read in place) that reaches a query's floor for rows of its level.
 
-    queries [b, d], finite, and floors [b]. The score is the one of `band_scores` over all dimensions ("dot" <q, x>,
-    "l2" -||q - x||^2), rounded to float32; a row is found where it is >= the floor. Returns counts i64 [b] of the rows
-    found, rows i64 [m] and their scores f32 [m]: query by query, rows ascending. threads >= 1 changes nothing of it,
-    and neither does `score`, which is band_scores or its native twin.
+    queries [b, d], finite, and floors [m, b]; levels u8 [n] from 1 to m, 0 for a row that does not count. The score is
+    the one of `band_scores` over all dimensions ("dot" <q, x>, "l2" -||q - x||^2), rounded to float32; a row is found
+    where it is >= the floor. Returns counts i64 [b] of the rows found, rows i64 [m] and their scores f32 [m]: query by
+    query, rows ascending. threads >= 1 changes nothing of it, and neither does `score`, which is band_scores or its
+    native twin.
 
     Raises ValueError for an unknown metric, no dims or more than 65536, a query that is not finite, a floor that is
-    NaN and threads < 1; TypeError and ValueError for wrong dtypes, shapes or layout.
+    NaN, a level above m and threads < 1; TypeError and ValueError for wrong dtypes, shapes or layout.
     """
-    _check(vectors, allowed, queries, floors, metric, threads)
+    _check(vectors, levels, queries, floors, metric, threads)
     step = max(1, _BLOCK_FLOATS // max(vectors.shape[1], len(queries)))
     found: list[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]] = [[] for _ in queries]
     for start in range(0, len(vectors), step):
-        rows = start + np.flatnonzero(allowed[start : start + step])
+        rows = start + np.flatnonzero(levels[start : start + step])
         _, upper = score_bounds(np.asarray(vectors[rows], np.float32), queries, metric)
-        for query, most, floor, kept in zip(queries, upper, floors, found, strict=True):
-            chosen = rows[most >= floor]
+        for query, most, least, kept in zip(queries, upper, floors.T, found, strict=True):
+            chosen = rows[most >= least[levels[rows] - 1]]
             wide = np.zeros(len(chosen))
             score(query, vectors, chosen, 0, vectors.shape[1], metric, wide)
             with np.errstate(over="ignore"):  # a distance beyond float32 is infinite
                 scores = wide.astype(np.float32)
-            kept.append((chosen[scores >= floor], scores[scores >= floor]))
+            reached = scores >= least[levels[chosen] - 1]
+            kept.append((chosen[reached], scores[reached]))
     flat = [each for kept in found for each in kept]
     return (
         np.array([sum(len(rows) for rows, _ in kept) for kept in found], np.int64),
@@ -63,7 +65,7 @@ def reaching(
 
 def _check(
     vectors: npt.NDArray[np.float32] | npt.NDArray[np.float16],
-    allowed: npt.NDArray[np.bool_],
+    levels: npt.NDArray[np.uint8],
     queries: npt.NDArray[np.float32],
     floors: npt.NDArray[np.float32],
     metric: str,
@@ -75,10 +77,12 @@ def _check(
     n, dims = vectors.shape
     if not 1 <= dims <= MOST_DIMS:
         raise ValueError(f"vectors must have 1 to {MOST_DIMS} dims, got {dims}")
-    check_array(allowed, "allowed", [np.bool_], (n,))
+    check_array(levels, "levels", [np.uint8], (n,))
     check_array(queries, "queries", [np.float32], (-1, dims))
     check_finite(queries, "queries")
-    check_array(floors, "floors", [np.float32], (len(queries),))
+    check_array(floors, "floors", [np.float32], (-1, len(queries)))
+    if levels.max(initial=0) > len(floors):
+        raise ValueError(f"levels must be at most the number of floors, {len(floors)}")
     if np.isnan(floors).any():
         raise ValueError("floors must not be NaN")
     check_count(threads, "threads")

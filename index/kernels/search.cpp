@@ -12,6 +12,7 @@ namespace {
 
 constexpr float kDeficitAtMiddle = 160.0f;  // where the middle of all tables together lies on the scale of 255
 constexpr size_t kBlocksAhead = 2;          // of codes, fetched while another is summed
+constexpr size_t kExpected = 12;            // candidates of a recording, likewise
 
 using Clock = std::chrono::steady_clock;
 
@@ -204,7 +205,8 @@ void Searcher::scan_list(Query& query, size_t rank, size_t number) const {
 }
 
 // Adds what the list before found: by now the places of its rows, fetched then, have arrived. `note` is told each of them.
-template <class Note>
+// `many`: so many candidates that they leave the cache.
+template <bool many, class Note>
 NESTVEC_INLINE void Searcher::admit_each(Query& query, const Note& note) const {
     Scratch& s = query.s;
     const Pending& pending = query.pending;
@@ -212,6 +214,7 @@ NESTVEC_INLINE void Searcher::admit_each(Query& query, const Note& note) const {
     const uint64_t high = uint64_t(pending.segment) << 32;
     const uint32_t limit = s.candidates.limit();
     for (size_t i = 0; i < pending.found; ++i) {
+        if (many && i + kExpected < pending.found) s.candidates.expect(high | pending.places[s.pending_positions[i + kExpected]]);
         const uint32_t place = pending.places[s.pending_positions[i]], deficit = pending.offset + s.pending_deficits[i];
         if (deficit > limit || (segment.allowed && !segment.allowed[segment.row(place)])) continue;
         note(s.candidates.add(high | place, deficit), deficit);
@@ -222,10 +225,10 @@ NESTVEC_INLINE void Searcher::admit_each(Query& query, const Note& note) const {
 
 void Searcher::admit(Query& query) const {
     if (query.pending.found == 0) return;
-    if (!query.recording) return admit_each(query, [](uint32_t, uint32_t) {});
+    if (!query.recording) return admit_each<false>(query, [](uint32_t, uint32_t) {});
     Recording& recording = *query.recording;
     recording.ends.resize(query.pending.rank + 1, uint32_t(recording.rows.size()));
-    admit_each(query, [&](uint32_t row, uint32_t deficit) {
+    admit_each<true>(query, [&](uint32_t row, uint32_t deficit) {
         if (query.s.candidates.deficit(row) < deficit) return;  // a list before has it closer
         recording.rows.push_back(row);
         recording.deficits.push_back(uint16_t(deficit));

@@ -174,7 +174,7 @@ class Searcher {
     uint32_t kth_least(const Query& query, const Segment& segment, const uint32_t* places, size_t count) const;
     void scan_list(Query& query, size_t rank, size_t number) const;
     void shortlist(Query& query) const;
-    template <class Note>
+    template <bool many, class Note>
     void admit_each(Query& query, const Note& note) const;
     void admit(Query& query) const;
     void int8_scores(Query& query, const Stage& stage, size_t from) const;

@@ -36,7 +36,7 @@ def calibrate(
     queries: Annotated[
         Path | None,
         typer.Option(
-            help="Real queries: .npy vectors or .jsonl texts, best 1,000. [default: made from what is stored]"
+            help="Real queries: .npy vectors or .jsonl texts, best 1,000 to 3,000. [default: made from what is stored]"
         ),
     ] = None,
     db: Db = DEFAULT_DB,

@@ -31,8 +31,8 @@ def test_calibration_is_made_waited_for_and_read(client: nestvec.Client, here: n
     made = there.calibrate(points(1500, 2), progress=lambda stage, done, total: told.append(stage))
     assert made == here.calibration() == there.calibration()
     assert made is not None
-    assert (made.source, max(each.queries for each in made.frontiers)) == ("queries", 1000 - 24)
-    with pytest.raises(nestvec.InvalidInput, match="100 to 1000 vectors, got 7"):
+    assert (made.source, max(each.queries for each in made.frontiers)) == ("queries", 1500 - 128)
+    with pytest.raises(nestvec.InvalidInput, match="100 to 3000 vectors, got 7"):
         there.calibrate(points(7, 2))
     with pytest.raises(nestvec.InvalidInput, match="not with both"):
         there.calibrate(points(200, 2), texts=["a"] * 200)

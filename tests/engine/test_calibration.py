@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 import nestvec
 from nestvec import Batch, Collection, InvalidInput
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint
-from nestvec.engine.calibration.trial import CostModel, Outcome, Recordings, Trial
+from nestvec.engine.calibration.queries import MOST, wanted
+from nestvec.engine.calibration.trial import CostModel, Outcome, Recordings, Trial, nested_filters
 from nestvec.engine.calibration.truth import find_truth
 from nestvec.engine.explain import neighbours
 from nestvec.engine.plan import Plan
@@ -35,22 +36,27 @@ def clustered(rows: int, seed: int) -> F32:
 
 
 @pytest.mark.parametrize("metric", ["dot", "l2"])
-def test_truth_knows_the_kth_score_under_any_mask(metric: Metric) -> None:
+def test_one_pass_knows_the_kth_score_behind_each_of_nested_filters(metric: Metric) -> None:
     vectors, queries = clustered(9000, 1), clustered(40, 2)
     allowed = np.random.default_rng(3).random(9000) < 0.9
     parts = [vectors[:4000].astype(np.float16), vectors[4000:].astype(np.float16)]
-    truth = find_truth(parts, allowed, queries, 600, metric, lambda rows: None)
+    levels = nested_filters(allowed, [1.0, 0.3, 0.1])
+    assert ((levels > 0) == allowed).all()
+    depths = np.array([[500] * 10 + [10] * 30, [20] * 40, [5] * 20 + [50] * 20])
+    truths = find_truth(parts, levels, queries, depths, metric, lambda rows: None)
     every = np.concatenate(parts)
-    for share, k in ((1.0, 10), (1.0, 500), (0.1, 10), (0.05, 20)):
-        mask = allowed & (np.random.default_rng(4).random(9000) < share)
-        found = exact_search_batch(every, queries, k, metric=metric, allowed=mask)
-        expected = np.array([scores[-1] for _, scores in found])
-        np.testing.assert_allclose(truth.behind(mask).kth(k), expected, rtol=1e-4, atol=1e-4)
+    for number, (truth, depth) in enumerate(zip(truths, depths, strict=True)):
+        for k in np.unique(depth).tolist():
+            found = exact_search_batch(every, queries, k, metric=metric, allowed=levels > number)
+            expected = np.array([scores[-1] for _, scores in found])[depth >= k]
+            np.testing.assert_allclose(truth.kth(k)[depth >= k], expected, rtol=1e-4, atol=1e-4)
+        assert (levels[truth.rows] > number).all()
 
 
 def test_truth_that_is_too_short_understates_recall() -> None:
     vectors, queries = clustered(5000, 1), clustered(10, 2)
-    truth = find_truth([vectors], np.ones(5000, bool), queries, 20, "dot", lambda rows: None)
+    depths = np.full((1, 10), 20)
+    (truth,) = find_truth([vectors], np.ones(5000, np.uint8), queries, depths, "dot", lambda rows: None)
     (_, scores) = exact_search_batch(vectors, queries[:1], 4000, metric="dot")[0]
     assert truth.kth(4000)[0] > scores[-1]
 
@@ -270,6 +276,22 @@ def test_without_queries_held_out_documents_stand_for_them(tmp_path: Path, metri
     assert made.source == "documents"
     recall, _, _ = recall_of(collection, clustered(500, 6), k=10, recall=0.9)
     assert recall >= 0.88  # the kind of queries differs a little: nothing is promised
+
+
+def test_where_no_plan_could_be_cheaper_none_is_measured(tmp_path: Path) -> None:
+    collection = nestvec.open(tmp_path / "db").create_collection("c", dims=DIMS, metric="dot", granularities=(8, DIMS))
+    collection.build([Batch(0, vectors=clustered(2500, 1))], rotate="none")
+    made = collection.calibration()
+    assert made is not None
+    assert made.frontiers == ()
+    choice = collection.search(clustered(1, 2)[0], k=10, recall=0.9).choice
+    assert choice is not None
+    assert choice.plan.route == "exact"
+
+
+def test_small_collections_take_more_given_queries_than_large_ones() -> None:
+    assert [wanted(rows, MOST) for rows in (60_000, 192_000, 1_000_000)] == [3000, 3000, 576]
+    assert wanted(60_000) == 1000
 
 
 def test_rows_that_are_all_alike_calibrate_too(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nestvec.engine.calibration.bounds import lower_bound
+from nestvec.engine.calibration.bounds import binomial_lower_bound, lower_bound
 from nestvec.engine.calibration.path import Step, descend, shrunk_together, spread_out
 
 
@@ -65,6 +65,22 @@ def test_a_path_ends_where_nothing_is_saved_any_more() -> None:
         return Step(margins, min(1.0, 0.9 + margins[0] / 5), 100 * margins[0] if margins[0] > 0.1 else 500.0)
 
     assert sum(step.micros == 500 for step in descend(run, [(0.4,)], 0.5)) == 1
+
+
+@pytest.mark.parametrize("mean", [0.6, 0.95, 0.98])
+def test_the_bound_of_zeros_and_ones_holds_and_is_the_higher_one(mean: float) -> None:
+    """By every sum's probability, not by draws; beside the bound that supposes nothing, in a random order."""
+    rng, n = np.random.default_rng(6), 300
+    sums = np.arange(n + 1)
+    logs = np.cumsum(np.log(np.maximum(sums, 1)))
+    chances = np.exp(logs[n] - logs[sums] - logs[n - sums] + sums * np.log(mean) + (n - sums) * np.log1p(-mean))
+    bounds = np.array([binomial_lower_bound((sums[:n] < ones).astype(float), 0.05) for ones in sums])
+    assert (np.diff(bounds) > 0).all()
+    assert 0.95 <= chances[bounds <= mean].sum() < 0.99
+    likely = [(ones, rng.permutation(sums[:n] < ones).astype(float)) for ones in sums[chances > 0.01]]
+    assert all(bounds[ones] == binomial_lower_bound(values, 0.05) for ones, values in likely)
+    assert np.mean([bounds[ones] - lower_bound(values, 0.05) for ones, values in likely]) > 0
+    assert binomial_lower_bound(np.empty(0), 0.05) == 0
 
 
 def test_a_lucky_beginning_does_not_lift_a_floor() -> None:

@@ -34,13 +34,13 @@ def _exact(vectors: Array, query: Array, metric: str) -> Array:
         return scores.astype(np.float32)
 
 
-def every_pair(vectors: Array, allowed: Array, queries: Array, floors: Array, metric: str) -> tuple[Array, ...]:
+def every_pair(vectors: Array, levels: Array, queries: Array, floors: Array, metric: str) -> tuple[Array, ...]:
     """By definition: all scores, compared."""
     found = [
         (rows, scores[rows])
-        for query, floor in zip(queries, floors, strict=True)
+        for query, least in zip(queries, floors.T, strict=True)
         for scores in [exact(vectors, query, metric)]
-        for rows in [np.flatnonzero(allowed & (scores >= floor))]
+        for rows in [np.flatnonzero((levels > 0) & (scores >= least[levels.astype(int) - 1]))]
     ]
     counts = np.array([len(rows) for rows, _ in found], np.int64)
     rows = np.concatenate([np.empty(0, np.int64), *(rows for rows, _ in found)])
@@ -56,8 +56,10 @@ def check(kernel: Any, *task: Any, threads: int = 1) -> tuple[Array, ...]:  # no
 
 
 def floors_of(vectors: Array, queries: Array, metric: str, share: float) -> Array:
-    """Floors that are scores themselves, so that ties decide."""
-    return np.array([np.sort(exact(vectors, q, metric))[int(share * (len(vectors) - 1))] for q in queries], np.float32)
+    """One level's floors [1, b], scores themselves, so that ties decide."""
+    return np.array(
+        [[np.sort(exact(vectors, q, metric))[int(share * (len(vectors) - 1))] for q in queries]], np.float32
+    )
 
 
 @pytest.mark.parametrize("metric", ["dot", "l2"])
@@ -71,9 +73,10 @@ def test_what_reaches_a_floor_is_found_to_the_bit(
     for n, b, share in ((0, 3, 0.5), (1, 1, 0.0), (7, 2, 0.3), (301, 131, 0.97), (530, 5, 0.5)):
         vectors = (centre + rng.standard_normal((n, dims))).astype(dtype)
         queries = (centre + rng.standard_normal((b, dims))).astype(np.float32)
-        floors = floors_of(vectors, queries, metric, share) if n else np.zeros(b, np.float32)
-        check(kernel, vectors, rng.random(n) < 0.8, queries, floors, metric)
-        counts = check(kernel, vectors, np.ones(n, np.bool_), queries, floors, metric)[0]
+        floors = floors_of(vectors, queries, metric, share) if n else np.zeros((1, b), np.float32)
+        lower = floors_of(vectors, queries, metric, share / 2) if n else np.zeros((1, b), np.float32)
+        check(kernel, vectors, rng.integers(0, 3, n, np.uint8), queries, np.concatenate([floors, lower]), metric)
+        counts = check(kernel, vectors, np.ones(n, np.uint8), queries, floors, metric)[0]
         assert (counts >= min(n, 1)).all()  # the floor's own row
 
 
@@ -93,10 +96,10 @@ def test_vectors_at_every_scale_and_of_zeros_are_not_missed(
     queries[::5] = 0
     for share in (0.05, 0.5, 0.95):
         floors = floors_of(vectors, queries, metric, share)
-        check(kernel, vectors, np.ones(400, np.bool_), queries, floors, metric)
+        check(kernel, vectors, np.ones(400, np.uint8), queries, floors, metric)
     for group in (vectors[:50], np.repeat(vectors[5:6], 50, axis=0)):
         floors = floors_of(group, queries, metric, 0.5)
-        check(kernel, np.ascontiguousarray(group), np.ones(50, np.bool_), queries, floors, metric)
+        check(kernel, np.ascontiguousarray(group), np.ones(50, np.uint8), queries, floors, metric)
 
 
 def test_floors_without_end_let_all_or_nothing_pass(kernel: ModuleType) -> None:
@@ -105,22 +108,22 @@ def test_floors_without_end_let_all_or_nothing_pass(kernel: ModuleType) -> None:
         rng.standard_normal((290, 20)).astype(np.float32),
         rng.standard_normal((3, 20)).astype(np.float32),
     )
-    allowed = rng.random(290) < 0.5
-    floors = np.array([-np.inf, np.inf, -3e38], np.float32)
-    counts, rows, _ = check(kernel, vectors, allowed, queries, floors, "dot")
-    assert counts.tolist() == [allowed.sum(), 0, allowed.sum()]
-    assert rows[: counts[0]].tolist() == np.flatnonzero(allowed).tolist()
-    check(kernel, vectors, np.zeros(290, np.bool_), queries, floors, "l2")
-    check(kernel, vectors, allowed, queries[:0], floors[:0], "l2")
+    levels = rng.integers(0, 2, 290, np.uint8)
+    floors = np.array([[-np.inf, np.inf, -3e38]], np.float32)
+    counts, rows, _ = check(kernel, vectors, levels, queries, floors, "dot")
+    assert counts.tolist() == [levels.sum(), 0, levels.sum()]
+    assert rows[: counts[0]].tolist() == np.flatnonzero(levels).tolist()
+    check(kernel, vectors, np.zeros(290, np.uint8), queries, floors, "l2")
+    check(kernel, vectors, levels, queries[:0], floors[:, :0], "l2")
 
 
 def test_threads_change_nothing(kernel: ModuleType) -> None:
     rng = np.random.default_rng(3)
     vectors = rng.standard_normal((3000, 24)).astype(np.float16)
     queries = rng.standard_normal((140, 24)).astype(np.float32)
-    floors = floors_of(vectors, queries, "dot", 0.9)
+    floors = np.concatenate([floors_of(vectors, queries, "dot", share) for share in (0.9, 0.6, 0.99)])
     for threads in (2, 5, 100):
-        check(kernel, vectors, rng.random(3000) < 0.9, queries, floors, "dot", threads=threads)
+        check(kernel, vectors, rng.integers(0, 4, 3000, np.uint8), queries, floors, "dot", threads=threads)
 
 
 def test_the_reference_scores_few_rows_in_float64() -> None:
@@ -133,7 +136,7 @@ def test_the_reference_scores_few_rows_in_float64() -> None:
         scored += len(rows)
         reference.band_scores(query, block, rows, *rest)
 
-    reference_reaching.reaching(vectors, np.ones(3000, np.bool_), queries, floors, "dot", 1, counting)
+    reference_reaching.reaching(vectors, np.ones(3000, np.uint8), queries, floors, "dot", 1, counting)
     assert 600 <= scored < 700
 
 
@@ -144,7 +147,7 @@ def test_the_entry_takes_a_memory_map_and_scores_as_the_exact_search(tmp_path: P
     mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r", allow_pickle=False)
     queries = rng.standard_normal((4, 33)).astype(np.float32)
     best = [exact_search(vectors, query, 20, metric="l2") for query in queries]
-    floors = np.array([scores[-1] for _, scores in best], np.float32)
+    floors = np.array([[scores[-1] for _, scores in best]], np.float32)
     counts, rows, scores = rows_reaching(mapped, queries, floors, metric="l2", threads=2)
     assert counts.tolist() == [20] * 4
     for number, (wanted, wanted_scores) in enumerate(best):
@@ -155,8 +158,8 @@ def test_the_entry_takes_a_memory_map_and_scores_as_the_exact_search(tmp_path: P
 
 def test_arguments_that_do_not_fit_are_named(kernel: ModuleType) -> None:
     good: dict[str, Any] = {
-        "vectors": np.ones((4, 8), np.float32), "allowed": np.ones(4, np.bool_), "queries": np.ones((2, 8), np.float32),
-        "floors": np.zeros(2, np.float32), "metric": "dot", "threads": 1,
+        "vectors": np.ones((4, 8), np.float32), "levels": np.ones(4, np.uint8), "queries": np.ones((2, 8), np.float32),
+        "floors": np.zeros((1, 2), np.float32), "metric": "dot", "threads": 1,
     }  # fmt: skip
     bad_query = np.ones((2, 8), np.float32)
     bad_query[1, 3] = np.nan
@@ -165,16 +168,17 @@ def test_arguments_that_do_not_fit_are_named(kernel: ModuleType) -> None:
         ({"vectors": np.ones((4, 8))}, TypeError, "vectors must be float32 or float16"),
         ({"vectors": np.ones((8, 4), np.float32).T}, ValueError, "vectors must be C-contiguous"),
         ({"vectors": np.ones((4, 0), np.float32)}, ValueError, "1 to 65536 dims, got 0"),
-        ({"allowed": np.ones(3, np.bool_)}, ValueError, "allowed must have shape"),
-        ({"allowed": np.ones(4, np.uint8)}, TypeError, "allowed must be bool"),
+        ({"levels": np.ones(3, np.uint8)}, ValueError, "levels must have shape"),
+        ({"levels": np.ones(4, np.bool_)}, TypeError, "levels must be uint8"),
+        ({"levels": np.full(4, 2, np.uint8)}, ValueError, "levels must be at most the number of floors, 1"),
         ({"queries": np.ones((2, 7), np.float32)}, ValueError, "queries must have shape"),
         ({"queries": bad_query}, ValueError, "queries must be finite"),
-        ({"floors": np.zeros(3, np.float32)}, ValueError, "floors must have shape"),
-        ({"floors": np.full(2, np.nan, np.float32)}, ValueError, "floors must not be NaN"),
+        ({"floors": np.zeros((1, 3), np.float32)}, ValueError, "floors must have shape"),
+        ({"floors": np.full((1, 2), np.nan, np.float32)}, ValueError, "floors must not be NaN"),
         ({"threads": 0}, ValueError, "threads must be >= 1"),
     ]
     for changes, error, message in wrong:
         with pytest.raises(error, match=message):
             kernel.reaching(*{**good, **changes}.values())
-    with pytest.raises(InvalidInput, match=r"floors \[b\]"):
+    with pytest.raises(InvalidInput, match=r"floors \[m, b\]"):
         rows_reaching(good["vectors"], good["queries"], np.zeros(3, np.float32), metric="dot")

@@ -193,8 +193,8 @@ def test_a_job_calibrates_with_given_queries_or_by_itself(client: TestClient) ->
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ({"vectors": [[0.0] * DIMS] * 99}, "100 to 1000 vectors, got 99"),
-        ({"texts": ["one"] * 1001}, "100 to 1000 texts, got 1001"),
+        ({"vectors": [[0.0] * DIMS] * 99}, "100 to 3000 vectors, got 99"),
+        ({"texts": ["one"] * 3001}, "100 to 3000 texts, got 3001"),
         ({"vectors": [[0.0] * 3] * 100}, "16 numbers, got 3"),
         ({"vectors": "no base64!"}, "base64"),
         ({"vectors": "AAAA", "texts": ["a"] * 100}, "at most one of vectors and texts"),
