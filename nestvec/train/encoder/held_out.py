@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Formed = Sequence[tuple[str, Sequence[str]]]
 """(query, [its positive, its hard negatives...]) of each held-out triple, as the tower reads them."""
+Gains = npt.NDArray[np.float64]
 _AT_ONCE = 256
 _BEST = 10
 _ROUNDING = 1e-6
@@ -50,14 +51,21 @@ class HeldOut:
 
     def by_prefix(self, tower: Tower) -> dict[int, dict[str, float]]:
         """nDCG@10 and R@10 of each of the tower's prefix lengths, to four places."""
-        found = self._measured(tower)
-        return {dims: {name: round(value, 4) for name, value in each.items()} for dims, each in found.items()}
+        return {
+            dims: {"nDCG@10": round(float(_gains(each).mean()), 4), "R@10": round(float((each < _BEST).mean()), 4)}
+            for dims, each in self._ranks(tower).items()
+        }
+
+    def gains(self, tower: Tower) -> Gains:
+        """Each query's nDCG@10 at full width: f64 [queries]."""
+        return _gains(self._ranks(tower)[tower.granularities[-1]])
 
     def facts(self) -> dict[str, int]:
         """How much is asked, and of how many texts."""
         return {"queries": len(self._queries), "texts": len(self._texts)}
 
-    def _measured(self, tower: Tower) -> dict[int, dict[str, float]]:
+    def _ranks(self, tower: Tower) -> dict[int, npt.NDArray[np.int64]]:
+        """Of each prefix length, i64 [queries]: how many texts are nearer than the right one."""
         import torch
         from torch.nn.functional import normalize
 
@@ -67,14 +75,18 @@ class HeldOut:
             for dims in tower.granularities:
                 scores = normalize(queries[:, :dims], dim=1) @ normalize(texts[:, :dims], dim=1).T
                 right = scores[torch.arange(len(scores)), torch.tensor(self._right)]
-                found[dims] = _measures((scores > right[:, None] + _ROUNDING).sum(1).cpu().numpy())
+                found[dims] = (scores > right[:, None] + _ROUNDING).sum(1).cpu().numpy()
         return found
 
 
-def _measures(ranks: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Of i64 [queries]: how many texts are nearer than the right one."""
-    gains = np.where(ranks < _BEST, 1 / np.log2(ranks + 2.0), 0)
-    return {"nDCG@10": float(gains.mean()), "R@10": float((ranks < _BEST).mean())}
+def clear_gain(before: Gains, after: Gains) -> bool:
+    """Whether the mean rose by more than its standard error, query by query."""
+    rise = after - before
+    return bool(rise.mean() > rise.std() / np.sqrt(len(rise)))
+
+
+def _gains(ranks: npt.NDArray[np.int64]) -> Gains:
+    return np.where(ranks < _BEST, 1 / np.log2(ranks + 2.0), 0.0)
 
 
 def _vectors(tower: Tower, texts: Sequence[str]) -> torch.Tensor:

@@ -17,7 +17,7 @@ from nestvec.engine.storage.files import new_directory, new_file
 from nestvec.errors import InvalidInput, MissingDependency
 from nestvec.train.encoder.anchor import Anchor
 from nestvec.train.encoder.batches import Triple, batch_loss, formed, templates
-from nestvec.train.encoder.held_out import HeldOut
+from nestvec.train.encoder.held_out import HeldOut, clear_gain
 from nestvec.train.encoder.tables import Passage, rows, summaries
 from nestvec.train.files import digest_of, find_table
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nestvec.train.encoder.towers import Arrays, Tower
 
+NOTHING_GAINED = "nothing gained: the encoder is left as it is, and none is written"
 CHECKPOINT, SUMMARY, ENCODER = "train-checkpoint.safetensors", "train.json", "encoder"
 _HELD_OUT_MOST = 1000
 _CHECKS = 4
@@ -39,8 +40,10 @@ class Training:
     """How to train. `rate` and `batch` None: as the tower proposes. `negatives`: hard ones of each query at most;
     `distil`: weight of the teacher's scores; `guide`: an encoder's name, whose nearer-than-positive texts are no
     negatives; `hold`: weight of leaving the vectors of general text where they were; `keep`: share of the weights one
-    starts from in the average that is written; `tasks`: the input format "task: ... | query: ..." and "title: ... |
-    text: ..."; `patience`: looks at what is held out without a gain before it stops."""
+    starts from in the average that is written; `common`: a word that this share of the texts holds keeps half of what
+    it would have moved, one of more texts less (0: no word does); `tasks`: the input format "task: ... | query: ..."
+    and "title: ... | text: ..."; `patience`: looks at what is held out without a gain before it stops; `refuse`: write
+    nothing where the gain of the held-out queries is not clear of chance."""
 
     tower: str = "static"
     epochs: int = 3
@@ -53,9 +56,11 @@ class Training:
     keep: float = 0.0
     distil: float = 0.0
     guide: str | None = None
+    common: float = 0.0
     tasks: bool = False
     held_out: float = 0.05
     patience: int = 4
+    refuse: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,8 +68,12 @@ class Training:
             raise InvalidInput(f"expected at least 1 epoch, a batch of 2, a temperature in (0, 1]; got {self}")
         if min(self.negatives, self.distil, self.hold) < 0 or self.patience < 1:
             raise InvalidInput(f"expected negatives, distil and hold of at least 0, patience of 1; got {self}")
-        if not 0 < self.held_out < 1 > self.keep >= 0:
-            raise InvalidInput(f"expected held_out in (0, 1), keep in [0, 1); got {self}")
+        if not 0 < self.held_out < 1 > self.keep >= 0 or not 0 <= self.common < 1:
+            raise InvalidInput(f"expected held_out in (0, 1), keep and common in [0, 1); got {self}")
+
+
+class _NothingGained(Exception):
+    """The weights as they would be written find the held-out texts no better."""
 
 
 @dataclass
@@ -123,7 +132,7 @@ def fit(
     Returns the summary, which is also train.json in `scratch`. Raises as `train` does.
     """
     _need_torch()
-    from nestvec.train.encoder.towers import mixed, open_tower
+    from nestvec.train.encoder.towers import encoder_name, mixed, open_tower
 
     done = _finished(scratch, asked, out)
     if done is not None:
@@ -133,21 +142,28 @@ def fit(
     started = time.process_time()
     tower = open_tower(wanted.tower)
     start = tower.state()
-    before = held_out.by_prefix(tower)
+    before, found_before = held_out.by_prefix(tower), held_out.gains(tower)
     steps = Steps(learned, wanted, tower.batch if wanted.batch is None else wanted.batch)
     anchor = Anchor(tower, wanted.seed, steps.total * steps.batch) if wanted.hold else None
     run, optimizer, best = _resumed(tower, scratch, asked, wanted, held_out)
     _loop(tower, optimizer, steps, run, best, held_out, anchor, wanted, scratch, asked, progress)
-    tower.restore(mixed(start, tower.state(), wanted.keep))
-    new_directory(out, parents=True)
+    texts = [triple.positive for triple in learned]
+    tower.restore(mixed(start, tower.state(), tower.kept(wanted.keep, wanted.common, texts)))
     card: dict[str, Any] = {"made_by": "nestvec train", "recipe": asdict(wanted)}
     card["data"] = {**data, "learned": len(learned), "held_out": len(held_back)}
 
     def measured() -> dict[str, Any]:
+        if wanted.refuse and not clear_gain(found_before, held_out.gains(tower)):
+            raise _NothingGained
         card["evaluation"] = {**held_out.facts(), "before": before, "after": held_out.by_prefix(tower)}
         return card
 
-    encoder = tower.write(out, templates(wanted), measured)
+    new_directory(out, parents=True)
+    try:
+        encoder, after = tower.write(out, templates(wanted), measured), card["evaluation"]["after"]
+        outcome = {}
+    except _NothingGained:
+        encoder, after, outcome = encoder_name(wanted.tower), before, {"outcome": NOTHING_GAINED}
     full = tower.granularities[-1]
     summary = {
         "tower": wanted.tower,
@@ -156,9 +172,10 @@ def fit(
         "steps": run.step,
         "steps_planned": steps.total,
         "nDCG@10 before": before[full]["nDCG@10"],
-        "nDCG@10 after": card["evaluation"]["after"][full]["nDCG@10"],
+        "nDCG@10 after": after[full]["nDCG@10"],
         "cpu_seconds": round(time.process_time() - started, 1),
         "encoder": encoder,
+        **outcome,
     }
     with new_file(scratch / SUMMARY) as file:
         file.write(json.dumps({"asked": asked, "out": str(out), "summary": summary}, indent=1).encode() + b"\n")

@@ -49,9 +49,14 @@ class Tower(Protocol):
     def restore(self, state: Arrays) -> None:
         """Go back to a `state`."""
 
+    def kept(self, keep: float, common: float, texts: Sequence[str]) -> float | Tensor:
+        """What share of the old weights stays: `keep`, and where weights are words', more of those that many of `texts`
+        hold: f32 [tokens, 1]. Half of what a word moved stays where the share `common` of them holds it."""
+
     def write(self, folder: Path, templates: Mapping[str, str], card: Card) -> str:
         """Write an encoder into `folder`. The weights are then those that were written, and `card` is called only when
-        they are: it may measure them. Returns the name by which the encoder is loaded."""
+        they are, before any file is written: it may measure them, and raise to have no file. Returns the name by which
+        the encoder is loaded."""
 
 
 class StaticTower:
@@ -107,6 +112,16 @@ class StaticTower:
         """Take the rows of `state`."""
         with torch.no_grad():
             self._rows.copy_(state["rows"])
+
+    def kept(self, keep: float, common: float, texts: Sequence[str]) -> float | Tensor:
+        """As the protocol says. Random negatives differ by rare words, so that a word of many texts ("symptoms") learns
+        to count for little, though questions tell texts of one thing apart by it."""
+        if not common:
+            return keep
+        self._count([text for text in texts if text not in self._counted])
+        holding = np.bincount(np.concatenate([self._counted[text][0] for text in texts]), minlength=self._rows.shape[0])
+        moved = (1 - keep) * common / (common + holding / len(texts))
+        return torch.from_numpy(1 - moved.astype(np.float32))[:, None]
 
     def mute(self, weight: float) -> None:
         """Bring the row of unknown words to `weight` of the mean row's length."""
@@ -179,11 +194,15 @@ class TransformerTower:
         """Take the weights of `state`."""
         self._model.load_state_dict(state)
 
+    def kept(self, keep: float, common: float, texts: Sequence[str]) -> float | Tensor:
+        """`keep`: no weight of a network is one word's alone."""
+        return keep
+
     def write(self, folder: Path, templates: Mapping[str, str], card: Card) -> str:
         """The model as sentence-transformers saves it, with the templates as its prompts, and the card."""
+        fields = {"matryoshka_dims": list(self.granularities), "templates": dict(templates), **card()}
         self._model.prompts = {role: template.partition(static.TEXT)[0] for role, template in templates.items()}
         self._model.save(str(folder), create_model_card=False)
-        fields = {"matryoshka_dims": list(self.granularities), "templates": dict(templates), **card()}
         with new_file(folder / "card.json") as file:
             file.write(json.dumps(fields, indent=1, ensure_ascii=False).encode() + b"\n")
         return f"{SENTENCE_TRANSFORMERS}:{folder}?granularities={','.join(map(str, self.granularities))}"
@@ -200,10 +219,15 @@ def open_tower(name: str) -> StaticTower | TransformerTower:
     return TransformerTower(where if kind == SENTENCE_TRANSFORMERS else name)
 
 
-def mixed(start: Arrays, end: Arrays, keep: float) -> Arrays:
+def encoder_name(tower: str) -> str:
+    """The name by which the encoder that the tower `tower` starts from is loaded."""
+    return tower if tower.partition(":")[0] in (STATIC, SENTENCE_TRANSFORMERS) else f"{SENTENCE_TRANSFORMERS}:{tower}"
+
+
+def mixed(start: Arrays, end: Arrays, keep: float | Tensor) -> Arrays:
     """Each weight `keep` parts of the start's and the rest of the end's; whole numbers (counters) are the end's."""
     return {
-        name: torch.lerp(value, start[name], keep) if value.is_floating_point() else value
+        name: value + keep * (start[name] - value) if value.is_floating_point() else value
         for name, value in end.items()
     }
 
