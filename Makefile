@@ -6,7 +6,7 @@ RUN := .venv/.nestvec-run
 DB ?= nestvec-data
 
 .PHONY: help setup demo test check serve crash fuzz audit load soak eval default-encoder bench-smoke bench-peers bench-rest bench-promises bench-encoder
-.PHONY: bench-tree bench-tree-speed sanitize clean
+.PHONY: bench-tree bench-tree-speed bench-tree-ablation sanitize clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -94,6 +94,9 @@ bench-tree: $(STAMP)  ## what a learned tree gains over SOAR and k-means (DATA= 
 
 bench-tree-speed: $(STAMP)  ## speed of a tree and of SOAR at equal quality, per processor second (DATA= VECTORS= WORK=); needs the train extra
 	$(BIN)/python -m nestvec.benchmarks.learned_tree $(DATA) $(if $(VECTORS),--vectors $(VECTORS)) $(if $(WORK),--work $(WORK)) --sets debian --speed
+
+bench-tree-ablation: $(STAMP)  ## a learned tree with one ingredient off at a time (DATA= VECTORS=); needs the train extra
+	$(BIN)/python -m nestvec.benchmarks.tree_ablation $(DATA) $(if $(VECTORS),--vectors $(VECTORS))
 
 bench-smoke: $(STAMP)  ## a recall/latency sweep on a few thousand real vectors, within a minute
 	$(BIN)/nestvec bench --smoke --out bench-out

@@ -43,7 +43,7 @@ SHARES = (0.01, 0.02, 0.05, 0.1)
 HITS = 10
 TARGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)  # recall asked for
 LEVELS = (0.85, 0.9, 0.95, 0.98)  # of the nDCG@10 of exact search
-PROBES = (1, 2, 3, 5, 8, 13, 22, 36)
+PROBES = (1, 2, 3, 5, 8, 13, 22, 36)  # of 256 leaves
 MARGINS: dict[Route, tuple[float, ...]] = {
     "soar": (0.02, 0.05, 0.08, 0.12, 0.16, 0.22, 0.3),
     "ehi": (0.5, 1, 1.5, 2, 3, 4, 5.5, 7),
@@ -153,17 +153,17 @@ def built(
 
 
 def measured(
-    way: str, collection: Collection, route: Route, queries: Floats, grades: Sequence[dict[str, float]]
+    way: str, collection: Collection, route: Route, leaves: int, queries: Floats, grades: Sequence[dict[str, float]]
 ) -> Line:
-    """A line of the engine's index on this route."""
-    rows = collection.count()
+    """A line of the engine's index on this route, with so many leaves or partitions."""
+    rows, finer = collection.count(), max(1, leaves // 256)
     truth = [[hit.id for hit in hits.hits] for hits in _asked(collection, queries, exact=True)]
     exact = float(np.mean([ndcg(ids, judged) for ids, judged in zip(truth, grades, strict=True)]))
     points: dict[str, list[tuple[float, float, float]]] = {"probes": [], "margin": []}
     router = 0.0
-    plans = [("probes", Plan(route, probes=probes, shortlist=_SHORTLIST)) for probes in PROBES]
+    plans = [("probes", Plan(route, probes=finer * probes, shortlist=_SHORTLIST)) for probes in PROBES]
     plans += [
-        ("margin", Plan(route, probes=4 * PROBES[-1], probe_margin=margin, shortlist=_SHORTLIST))
+        ("margin", Plan(route, probes=max(4, finer) * PROBES[-1], probe_margin=margin, shortlist=_SHORTLIST))
         for margin in MARGINS[route]
     ]
     for cut, plan in plans:
@@ -221,8 +221,11 @@ def compare(
             soar = built(database, f"{mode}-soar", data, documents, settings.leaves)
             lines += [
                 kmeans(f"{prefix}k-means", data, documents, queries, grades, settings.leaves),
-                measured(f"{prefix}SOAR", soar, "soar", queries, grades),
-                replace(measured(f"{prefix}EHI", learned, "ehi", data.queries[asked], grades), balance=report.balance),
+                measured(f"{prefix}SOAR", soar, "soar", settings.leaves, queries, grades),
+                replace(
+                    measured(f"{prefix}EHI", learned, "ehi", settings.leaves, data.queries[asked], grades),
+                    balance=report.balance,
+                ),
             ]
             for line in lines[-3:]:
                 said(row_of(data.name, line))

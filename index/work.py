@@ -14,8 +14,8 @@ class Work:
 
     partitions: posting lists visited. codes: postings whose code was summed. rows: rows of which some band was read,
     as int8 or as stored. bytes: of centroids or router, codes, int8 and stored bands read. router: multiply-adds that
-    chose the lists, of centroids or of a learned tree. micros: microseconds by step; a
-    batch is not timed step by step. stages: one entry per cut: the codes', each stage's, and the final one.
+    chose the lists, of centroids or of a learned tree (of several levels: at most so many). micros: microseconds by
+    step; a batch is not timed step by step. stages: one entry per cut: the codes', each stage's, and the final one.
     """
 
     partitions: int = 0

@@ -20,7 +20,9 @@ Leaves = npt.NDArray[np.int32]
 _BLOCK_FLOATS = 1 << 22  # 16 MiB of scores at a time
 _TOP = 8  # leaves that a row may choose from, at first
 _MORE = 8  # times as many, for rows whose leaves were all full
-_LEAST_ROOM = 32  # rows that every leaf has room for: the rows of a small segment shall not be scattered
+LEAST_ROOM = 32
+"""Rows that every leaf has room for: those of a small segment shall not be scattered, and a scan takes codes 128 at a
+time, so that a leaf of so many costs no more than one of a few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Filing:
     def room(self, postings: int, leaves: int) -> int:
         """How many of so many postings each leaf has room for."""
         mean = postings / leaves
-        return max(math.floor(self.cap * mean), math.ceil(mean), _LEAST_ROOM)
+        return max(math.floor(self.cap * mean), math.ceil(mean), LEAST_ROOM)
 
 
 def best_leaves(router: Router, vectors: Vectors, top: int, beam: int | None = None) -> tuple[Leaves, Float32]:

@@ -120,7 +120,8 @@ class Router:
         return min(max(self.beam, -(-wanted // below)), math.prod(self.branches[: level + 1]))
 
     def cost(self, probes: int) -> int:
-        """Multiply-adds of routing a query to so many leaves."""
+        """Multiply-adds of routing a query to so many leaves, at most: families of the last level are read only as
+        long as a leaf in them can still be visited."""
         hidden = 0 if self.features is None else 2 * self.features.first.weights.shape[0]
         nodes = self.branches[0]
         for level, branches in enumerate(self.branches[1:]):

@@ -19,6 +19,7 @@ from nestvec.index.kernels.reference import sum_by_lanes
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
+_LED = 16  # probes up to which count is kept of which lists are the best
 _SMALLEST = np.finfo(np.float32).smallest_normal
 
 
@@ -91,6 +92,23 @@ class Layer:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Visit:
+    """Which lists a search visits: the best `probes` within `margin` of the best one, and beyond it as many more as
+    hold `wanted` postings. postings int64 [lists]."""
+
+    probes: int
+    margin: np.float32
+    postings: Int64
+    wanted: int
+
+    def has_all(self, scores: Float32, rest: np.float32) -> bool:
+        """Whether those are among lists scored so far (f32 [lists], the others -inf); no other scores over `rest`."""
+        led = np.sort(scores)[-self.probes] if self.probes <= min(_LED, len(scores)) else np.float32(-np.inf)
+        beyond = rest < scores.max() - self.margin
+        return bool(rest < led or (beyond and self.postings[scores > rest].sum() >= self.wanted))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Router:
     """A tree whose leaves are the lists: head h has a family for each node of the level above (the first has one).
 
@@ -141,10 +159,11 @@ class Router:
         """How many lists there are."""
         return len(self.heads[-1].bias)
 
-    def scores(self, query: Float32, probes: int) -> Float32:
+    def scores(self, query: Float32, visit: Visit) -> Float32:
         """The log-probability of every list, less what is the same for all; -inf beyond the beam: f32 [lists].
 
-        A beam too narrow to reach `probes` lists is widened.
+        A beam too narrow to reach the probes is widened. Nodes above the lists are read the most probable first, as
+        long as lists below them can still be visited: no list is more probable than the node above it.
         """
         x = query[: self.dims]
         if self.features:
@@ -153,9 +172,11 @@ class Router:
         level = self.heads[0].out(x)
         for head in self.heads[1:]:
             below = self.leaves // len(level)
-            width = max(self.beam, -(-min(probes, self.leaves) // below))
+            width = max(self.beam, -(-min(visit.probes, self.leaves) // below))
             deeper = np.full(len(head.bias), -np.inf, np.float32)
             for parent in np.argsort(-level, kind="stable")[:width]:
+                if head is self.heads[-1] and visit.has_all(deeper, level[parent]):
+                    break
                 logits = head.out(x, int(parent))
                 most = logits.max()
                 exps = exp_below(logits - most).astype(np.float64)

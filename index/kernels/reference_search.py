@@ -19,7 +19,7 @@ from nestvec.index.kernels.checks import BLOCK, Array, check_array, check_count
 from nestvec.index.kernels.reference import band_scores, steps, sum_by_lanes
 from nestvec.index.kernels.reference_model import Float32, GatheredRows, Int64, Model, Plan, Segment
 from nestvec.index.kernels.reference_recording import Recording
-from nestvec.index.kernels.reference_router import Layer, Router, fill, or_one, rounded
+from nestvec.index.kernels.reference_router import Layer, Router, Visit, fill, or_one, rounded
 
 POSTINGS_PER_HIT = 4  # that the lists must hold, whatever the margin: a cut needs something to choose from
 DEFICIT_AT_MIDDLE = 160  # where the middle of the estimates' range falls among a deficit's 0 to 255
@@ -213,13 +213,15 @@ class _Search:
         if router is None:
             scores = self.centroid_scores()
             return scores, self.nearest(scores, self.reach(self.plan.probe_margin))
-        lists = self.nearest(router.scores(self.query, self.plan.probes), np.float32(self.plan.probe_margin))
+        margin = np.float32(self.plan.probe_margin)
+        wanted = Visit(self.plan.probes, margin, self.postings(), POSTINGS_PER_HIT * self.k)
+        lists = self.nearest(router.scores(self.query, wanted), margin)
         scores = np.full(self.model.lists, -np.inf, np.float32)
         dots = np.zeros(len(lists))
         covered = router.centroids.shape[1]
         band_scores(self.query[:covered], router.centroids, lists, 0, covered, "dot", dots)
-        found = dots.astype(np.float32)
-        scores[lists] = 2 * found + self.model.centroid_bias[lists] if self.model.l2 else found
+        dot = dots.astype(np.float32)
+        scores[lists] = 2 * dot + self.model.centroid_bias[lists] if self.model.l2 else dot
         return scores, lists
 
     def centroid_scores(self) -> Float32:
@@ -241,11 +243,15 @@ class _Search:
         """The lists with a score within `reach` of the best, and as many more as the hits need; at most the probes."""
         order = np.argsort(-scores, kind="stable")
         near = ~(scores[order] < scores.max() - reach)
-        empty = np.zeros(self.model.lists, np.int64)
-        postings = sum((one.counts.astype(np.int64) for one in self.segments), empty)[order]
+        postings = self.postings()[order]
         few = np.cumsum(postings) - postings < POSTINGS_PER_HIT * self.k
         chosen: Int64 = order[near | few][: self.plan.probes]
         return chosen
+
+    def postings(self) -> Int64:
+        """How many each list holds."""
+        empty = np.zeros(self.model.lists, np.int64)
+        return sum((one.counts.astype(np.int64) for one in self.segments), empty)
 
     def scan(self, list_scores: Float32, lists: Int64) -> tuple[_Rows, int]:
         """The rows that the codes hand on, and the number of codes summed."""

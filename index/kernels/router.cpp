@@ -2,11 +2,34 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "query.hpp"
 
 namespace nestvec {
+
+namespace {
+
+// Among the best lists of a search with at most so many probes, count is kept of which they are.
+constexpr size_t kLed = 16;
+
+// The least of the best `most` of all scores so far, once there are so many; `leading` holds those, least first as a heap.
+float led_from(const float* scores, size_t n, size_t most, std::vector<float>& leading) {
+    const auto above = std::greater<float>();
+    for (size_t i = 0; i < n; ++i) {
+        if (leading.size() == most) {
+            if (!(scores[i] > leading.front())) continue;
+            std::pop_heap(leading.begin(), leading.end(), above);
+            leading.pop_back();
+        }
+        leading.push_back(scores[i]);
+        std::push_heap(leading.begin(), leading.end(), above);
+    }
+    return leading.size() == most ? leading.front() : -std::numeric_limits<float>::infinity();
+}
+
+}  // namespace
 
 // Brings n numbers into the form that the layers read: bytes in s.query8.
 Searcher::Input Searcher::read_in(const float* x, size_t n, const Layer& layer, Scratch& s) const {
@@ -44,31 +67,53 @@ const float* Searcher::router_features(const float* vector, const Router& router
     return seen;
 }
 
-// The score of every list, a log-probability less what is the same for all; -infinity beyond the beam. The greatest.
-float Searcher::tree_scores(const float* vector, const Plan& plan, Scratch& s, float* scores) const {
+// Whether the lists below the first `count` parents that score above that hold so many postings.
+bool Searcher::filled(const uint64_t* parents, size_t count, size_t siblings, const float* scores, float above,
+                      int64_t wanted) const {
+    for (size_t i = 0; i < count && wanted > 0; ++i) {
+        const size_t first = size_t(uint32_t(parents[i])) * siblings;
+        for (size_t list = first; list < first + siblings; ++list)
+            if (scores[list] > above) wanted -= postings_[list];
+    }
+    return wanted <= 0;
+}
+
+// The score of every list, a log-probability less what is the same for all; -infinity where it is beyond the beam, or
+// below a node that is less probable than all lists to visit. The greatest.
+float Searcher::tree_scores(const float* vector, size_t k, const Plan& plan, Scratch& s, float* scores) const {
     const Router& router = *model_.router;
     const Layer& root = router.heads[0];
     const float* seen = router_features(vector, router, s);
     const Input input = read_in(seen, router.dims, root, s);
     const size_t levels = router.heads.size();
     if (levels == 1) return layer_out(root, 0, 0, input, s, scores);
+    const int64_t wanted = kPostingsPerHit * int64_t(k);
     size_t nodes = root.nodes;
     float best = layer_out(root, 0, 0, input, s, sized(s.level, nodes));
     for (size_t level = 1; level < levels; ++level) {
         const Layer& layer = router.heads[level];
+        const bool last = level + 1 == levels;
         const size_t below = model_.partitions / nodes;
-        const size_t wanted = std::max(router.beam, (std::min(plan.probes, model_.partitions) + below - 1) / below);
-        const size_t width = std::min(wanted, nodes);
+        const size_t reach = std::max(router.beam, (std::min(plan.probes, model_.partitions) + below - 1) / below);
+        const size_t width = std::min(reach, nodes);
         uint64_t* keys = sized(s.order, nodes);
         for (size_t i = 0; i < nodes; ++i) keys[i] = make_key(s.level[i], uint32_t(i));
         if (width < nodes) std::nth_element(keys, keys + width, keys + nodes);
-        float* found = level + 1 == levels ? scores : sized(s.below, layer.nodes);
+        if (last) std::sort(keys, keys + width);
+        float* found = last ? scores : sized(s.below, layer.nodes);
         best = -std::numeric_limits<float>::infinity();
         std::fill_n(found, layer.nodes, best);
+        float led = best;
+        s.leading.clear();
         for (size_t i = 0; i < width; ++i) {
             const size_t parent = uint32_t(keys[i]), next = uint32_t(keys[std::min(i + 1, width - 1)]);
+            const float score = s.level[parent];
+            if (last && (score < led || (score < best - plan.probe_margin &&
+                                         filled(keys, i, layer.siblings, scores, score, wanted))))
+                break;
             float* out = found + parent * layer.siblings;
-            best = std::max(best, children(layer, parent, next, s.level[parent], input, s, out));
+            best = std::max(best, children(layer, parent, next, score, input, s, out));
+            if (last && plan.probes <= kLed) led = led_from(out, layer.siblings, plan.probes, s.leading);
         }
         s.level.swap(s.below);
         nodes = layer.nodes;

@@ -63,7 +63,7 @@ bool Searcher::route(const float* vectors, size_t count, size_t k, const Plan& p
         for (size_t q = 0; q < count; ++q, vectors += model_.dims) {
             if (!measure(vectors, routes[q])) return false;
             float* scores = sized(s.scores, model_.partitions);
-            routes[q].best = tree_scores(vectors, plan, s, scores);
+            routes[q].best = tree_scores(vectors, k, plan, s, scores);
             choose_lists(scores, plan.probe_margin, k, plan, s, routes[q]);
             rescore_lists(vectors, s, routes[q]);
         }

@@ -105,7 +105,7 @@ struct Scratch {
     std::vector<int8_t> query8, high, low;
     std::vector<int32_t> dots;
     std::vector<uint32_t> sums;
-    std::vector<float> scores, products, greatest, least, weights, row_scores, sorted, hidden, seen, level, below;
+    std::vector<float> scores, products, greatest, least, weights, row_scores, sorted, hidden, seen, level, below, leading;
     std::vector<uint64_t> lists, keys, order;
     std::vector<uint8_t> tables, deficits, pending_deficits;
     std::vector<uint32_t> positions, pending_positions;
@@ -158,7 +158,8 @@ class Searcher {
     Input read_in(const float* x, size_t n, const Layer& layer, Scratch& scratch) const;
     float layer_out(const Layer& layer, size_t parent, size_t next, const Input& input, Scratch& scratch, float* out) const;
     const float* router_features(const float* vector, const Router& router, Scratch& scratch) const;
-    float tree_scores(const float* vector, const Plan& plan, Scratch& scratch, float* scores) const;
+    float tree_scores(const float* vector, size_t k, const Plan& plan, Scratch& scratch, float* scores) const;
+    bool filled(const uint64_t* parents, size_t count, size_t siblings, const float* scores, float above, int64_t wanted) const;
     float children(const Layer& layer, size_t parent, size_t next, float score, const Input& input, Scratch& scratch,
                    float* out) const;
     void rescore_lists(const float* vector, Scratch& scratch, Route& route) const;

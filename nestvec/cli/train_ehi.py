@@ -31,7 +31,7 @@ def ehi(
         typer.Option(help="frozen (the router alone), adapter (an adapter of vectors, then the router), joint."),
     ] = "adapter",
     branches: Annotated[
-        str | None, typer.Option(help="Children at each level, such as 256 or 64,64. [default: 256, or 16,16 and more]")
+        str | None, typer.Option(help="Children at each level, such as 256 or 256,16. [default: by documents]")
     ] = None,
     leaves_per_row: Annotated[int, typer.Option(min=1, max=8, help="Leaves that a document lies in.")] = 1,
     epochs: Annotated[
@@ -114,6 +114,8 @@ def _pairs(target: EngineCollection, path: Path | None, titles: str | None) -> P
 
 
 def _print_report(name: str, report: TreeReport) -> None:
+    from nestvec.index.ehi.assign import LEAST_ROOM
+
     balance = report.balance
     shape = " x ".join(map(str, report.branches))
     print_line(
@@ -130,6 +132,11 @@ def _print_report(name: str, report: TreeReport) -> None:
     ]
     print_table(["documents scored", "nDCG@10", "of the exact 10 best"], rows)
     print_line(f"  largest leaf {balance.max_over_mean:.2f} times the mean, imbalance {balance.imbalance:.3f}")
+    if balance.max_over_mean > balance.cost_over_mean:
+        print_line(
+            "  by what a visit costs, where a leaf of a few documents counts as one of "
+            f"{LEAST_ROOM}: {balance.cost_over_mean:.2f} times the mean, imbalance {balance.cost_imbalance:.3f}"
+        )
     published = "not published" if report.generation is None else f"published as generation {report.generation}"
     print_line(f"  {published}")
 

@@ -15,6 +15,8 @@ from nestvec.index.ehi.router import Layer, Residual, Router
 from nestvec.index.ehi.store import model_arrays, model_from
 from nestvec.index.ehi.tree import Tree, adapt
 from nestvec.index.funnel import Cut, FunnelPlan
+from nestvec.index.kernels import reference_router
+from nestvec.index.kernels.reference_router import Visit
 from nestvec.index.lists.search import ListIndex, ListSearcher, SearchPart
 from nestvec.index.postings import Postings
 
@@ -57,6 +59,18 @@ def log_probabilities(router: Router, vectors: np.ndarray) -> np.ndarray:
     return total
 
 
+def in_numpy(router: Router) -> reference_router.Router:
+    """The tree as kernels read it, in the form of their reference."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "Layer", reference_router.Layer)
+        patch.setattr(kernels, "Router", reference_router.Router)
+        return router.native(np.zeros((router.leaves, 3), F32))  # type: ignore[return-value]
+
+
+def all_within(probes: int) -> Visit:
+    return Visit(probes, F32(np.inf), np.zeros(0, np.int64), 0)
+
+
 TREES = [tree_of((13,)), tree_of((37,), 11), tree_of((5, 7)), tree_of((3, 2, 4), 6)]
 NAMES = ["one level", "features", "two levels", "three levels"]
 
@@ -92,21 +106,40 @@ def test_a_beam_is_widened_until_it_reaches_as_many_leaves_as_are_wanted() -> No
 @pytest.mark.parametrize("router", TREES, ids=NAMES)
 def test_kernels_score_the_leaves_as_the_tree_does(router: Router) -> None:
     """Their weights and vectors are bytes: close, and in nearly the same order."""
-    from nestvec.index.kernels.reference_router import Layer as Bytes
-    from nestvec.index.kernels.reference_router import Router as Native
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "Layer", Bytes)
-        patch.setattr(kernels, "Router", Native)
-        native = router.native(np.zeros((router.leaves, 3), F32))
+    native = in_numpy(router)
     whole = log_probabilities(router, QUERIES)
     for query, wanted in zip(QUERIES, whole, strict=True):
-        scores = native.scores(query, router.leaves)
+        scores = native.scores(query, all_within(router.leaves))
         np.testing.assert_allclose(scores - scores.max(), wanted - wanted.max(), rtol=0.02, atol=0.4)
-        reached = native.scores(query, 1)
+        reached = native.scores(query, all_within(1))
         if len(router.branches) == 2:
-            assert np.isfinite(reached).sum() == router.beam * router.branches[1]
+            assert np.isfinite(reached).sum() <= router.beam * router.branches[1]
             assert reached.argmax() == scores.argmax()
+
+
+@pytest.mark.parametrize("branches", [(8, 16), (6, 4, 8)])
+@pytest.mark.parametrize(
+    ("probes", "margin", "wanted"), [(1, np.inf, 0), (5, np.inf, 9), (40, 1.0, 0), (20, 3.0, 12), (40, 0.2, 6)]
+)
+def test_a_search_reads_of_the_tree_what_it_may_visit(
+    branches: tuple[int, ...], probes: int, margin: float, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lists to visit and their scores are those of the whole beam, of which less is read."""
+    native = in_numpy(tree_of(branches, beam=6))
+    postings = np.random.default_rng(4).integers(0, 3, native.leaves)
+    read = all_read = 0
+    for query in QUERIES:
+        pruned = native.scores(query, Visit(probes, F32(margin), postings, wanted))
+        with monkeypatch.context() as patch:
+            patch.setattr(reference_router, "_LED", 0)
+            whole = native.scores(query, Visit(probes, F32(np.inf), postings, wanted))
+        best = np.argsort(-whole, kind="stable")[:probes]
+        few = np.cumsum(postings[best]) - postings[best] < wanted
+        visited = best[(whole[best] >= whole.max() - F32(margin)) | few]
+        np.testing.assert_array_equal(np.argsort(-pruned, kind="stable")[: len(visited)], visited)
+        np.testing.assert_array_equal(pruned[visited], whole[visited])
+        read, all_read = read + np.isfinite(pruned).sum(), all_read + np.isfinite(whole).sum()
+    assert read < all_read
 
 
 @pytest.mark.parametrize("cap", [1.0, 1.3, 2.0])

@@ -86,11 +86,23 @@ def test_balance_measures_what_it_says() -> None:
     even = Balance.of(np.array([0, 1, 2, 3]), 4)
     assert (even.max_over_mean, even.imbalance, even.empty) == (1.0, 1.0, 0.0)
     assert even.problem() is None
-    skewed = Balance.of(np.array([[0, 1], [0, 2], [0, -1], [0, 3]]), 4)  # sizes 4, 1, 1, 1
-    assert skewed.max_over_mean == pytest.approx(4 * 4 / 7)
-    assert skewed.imbalance == pytest.approx(4 * 19 / 49)
+    skewed = Balance.of(np.repeat([[0, 1], [0, 2], [0, -1], [0, 3]], 40, axis=0), 4)  # sizes 160, 40, 40, 40
+    assert skewed.max_over_mean == skewed.cost_over_mean == pytest.approx(4 * 4 / 7)
+    assert skewed.imbalance == skewed.cost_imbalance == pytest.approx(4 * 19 / 49)
     assert "2.29 times the mean" in str(skewed.problem())
+    assert "imbalance of 1.55" in str(skewed.problem(max_over_mean=3))
     assert "collapsed" in str(Balance.of(np.zeros(9, np.int64), 4).problem())
+
+
+def test_leaves_of_a_few_rows_are_told_and_judged_by_what_visits_cost() -> None:
+    few = Balance.of(np.repeat(np.arange(4), [32, 2, 1, 1]), 4)
+    assert few.max_over_mean == pytest.approx(32 * 4 / 36)
+    assert few.imbalance > 3
+    assert (few.cost_over_mean, few.cost_imbalance) == (1.0, 1.0)
+    assert few.problem() is None
+    over = Balance.of(np.repeat(np.arange(4), [200, 2, 1, 1]), 4)
+    assert over.cost_over_mean == pytest.approx(200 * 4 / 296)
+    assert "2.70 times the mean" in str(over.problem())
 
 
 def _vectors(count: int) -> np.ndarray:
@@ -117,10 +129,22 @@ def test_heads_of_two_levels_divide_each_node() -> None:
 
 
 def test_a_beam_costs_under_a_quarter_of_one_level_where_that_is_enough_for_eight_nodes() -> None:
-    kept = {branches: TreeSettings(branches).kept for branches in ((256,), (16, 16), (64, 64), (256, 16))}
-    assert kept == {(256,): 8, (16, 16): 8, (64, 64): 14, (256, 16): 45}
-    assert 64 + 14 * 64 < 0.25 * 64 * 64 <= 64 + 15 * 64
+    kept = {branches: TreeSettings(branches).kept for branches in ((256,), (16, 16), (64, 64), (128, 32), (256, 16))}
+    assert kept == {(256,): 8, (16, 16): 8, (64, 64): 14, (128, 32): 26, (256, 16): 45}
+    assert 128 + 26 * 32 < 0.25 * 128 * 32
     assert TreeSettings((64, 64), beam=30).kept == 30
+
+
+def test_parents_learn_what_lies_below_them() -> None:
+    torch = pytest.importorskip("torch")
+    from nestvec.train.ehi.losses import below
+
+    leaves = torch.from_numpy(3 * np.random.default_rng(0).standard_normal((5, 12)))
+    mass = torch.softmax(leaves, -1).reshape(5, 4, 3).sum(-1)
+    least = below(mass.log(), leaves)
+    assert float(least) == pytest.approx(float(-(mass * mass.log()).sum(-1).mean()))
+    other = torch.log_softmax(mass.log() + 0.5 * torch.arange(4), -1)
+    assert float(below(other, leaves)) > float(least)
 
 
 def test_heads_are_means_of_the_clusters_that_a_guide_sees() -> None:
@@ -182,4 +206,4 @@ def test_settings_are_checked() -> None:
         Weights(balance=-1.0)
     assert default_branches(16_000) == (128,)
     assert default_branches(60_000) == (256,)
-    assert len(default_branches(1_000_000)) == 2
+    assert default_branches(1_000_000) == (256, 16)

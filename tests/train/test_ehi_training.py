@@ -143,7 +143,7 @@ def test_levels_are_learned_one_after_the_other_and_measured_through_the_beam(da
     examples = command.examples_of(collection, stored, settings)
     wide, narrow = (fit(examples, replace(settings, beam=beam)) for beam in (8, 1))
     phases = list(dict.fromkeys(each["phase"] for each in wide.history))
-    assert phases == ["guide", "router", "router, unguided", "router, level 2"]
+    assert phases == ["guide", "router", "router, unguided", "parents, level 2", "router, level 2"]
     assert wide.arrays["head1.weights"].shape[0] == 128
     assert wide.curve.recall[-1] == pytest.approx(1)  # every node is kept
     assert narrow.curve.recall[-1] < 0.9  # one of eight

@@ -13,7 +13,7 @@ Mode = Literal["frozen", "adapter", "joint"]
 gives. joint: both at once."""
 
 _LEAST_BEAM = 8
-_SHARE = 0.24  # of the cost of one level with all leaves, for the beam of several
+_SHARE = 0.24  # at most, of the cost of one level with all leaves, for the beam of several
 
 SCALE = 20.0
 """Logits of a router that starts from k-means: SCALE times the cosine to the leaf's centre."""
@@ -54,7 +54,7 @@ class TreeSettings:
     documents; 0: of the documents themselves. hidden: width of the adapter. features: width of the router's own hidden
     layer; 0: it is linear. warm: start from spherical k-means. held_out: share of the queries that training never sees.
     beam: nodes kept after each level but the last; 0: such that routing costs just under a quarter of what all leaves
-    in one level would, and 8 at least. rows: most documents that are looked at.
+    in one level would, and 8 at least; a search by margin reads half of that. rows: most documents that are looked at.
     """
 
     branches: tuple[int, ...] = (256,)
@@ -122,10 +122,10 @@ class TreeSettings:
 
 
 def default_branches(rows: int) -> tuple[int, ...]:
-    """One level of about sqrt(rows) leaves, a power of two from 16 to 1024; beyond 500,000 rows two levels."""
+    """One level of about sqrt(rows) leaves, a power of two from 16 to 1024; two, the first wider, over 500,000 rows."""
     if rows > 500_000:
         side = 2 ** round(math.log2(rows**0.3))
-        return (side, side)
+        return (4 * side, side // 4)  # small families: more of them are read for the same cost
     return (2 ** min(10, max(4, round(math.log2(max(1, rows)) / 2 + 0.5))),)
 
 

@@ -26,6 +26,7 @@ from nestvec.train.ehi.model import (
     adapt_all,
     adapted,
     leaf_log_probs,
+    level_logits,
     new_head,
     new_residual,
     new_router,
@@ -38,7 +39,9 @@ from nestvec.train.ehi.start import divided, starting_heads
 if TYPE_CHECKING:
     from torch import Tensor
 
-_JUDGED_SHARES = (0.01, 0.02, 0.05)  # where few documents are scored, leaves matter most
+_JUDGED_SHARES = (0.005, 0.01, 0.02, 0.05)  # where few documents are scored, leaves matter most
+_LEAST_VISITED = 2  # leaves, for a share to be judged
+_LEAST_DOCUMENTS = 8  # in a leaf, for it to be learned from pairs: with four the clusters were better in every shape
 _DECAY = 0.01  # of the adapter's weights
 _GUIDE_TEMPERATURE = 0.2
 _MINED = "negatives"
@@ -94,7 +97,8 @@ class _Trainer:
         """Arrays of the best tree.
 
         Levels are learned one after the other: a tree of the first ones, then the last from clusters of what lies below
-        each node, and all again. Clusters that only follow clusters lead a narrow beam astray.
+        each node. Those above it learn what lies below them now, and at last all learn from the pairs again, unless
+        leaves hold too few documents to learn more than who asked for them.
         """
         examples, settings = self.examples, self.settings
         arrays: Arrays = {}
@@ -112,7 +116,10 @@ class _Trainer:
         for level in range(1, len(settings.branches)):
             below = self._below(arrays, settings.branches[level])
             self.settings = replace(settings, branches=settings.branches[: level + 1])
-            arrays = self._tree(f"router, level {level + 1}", arrays | new_head(level, below))
+            above = tuple(name for name in arrays if name.startswith("head"))
+            arrays = self._phase(f"parents, level {level + 1}", arrays | new_head(level, below), above, settings.epochs)
+            if len(self.documents) >= _LEAST_DOCUMENTS * self.settings.leaves:
+                arrays = self._tree(f"router, level {level + 1}", arrays)
         return arrays
 
     def _better(self, name: str, arrays: Arrays) -> Arrays:
@@ -173,10 +180,11 @@ class _Trainer:
             "adapter": (self._adapter_loss, self._measure_adapter),
             "guide": (self._guide_loss, self._measure_guide),
             "router": (self._router_loss, self._measure_router),
+            "parents": (self._parents_loss, self._measure_router),
             "joint": (self._joint_loss, self._measure_router),
         }[name.split(",")[0]]
-        decay = 0.0 if name.startswith("router") else _DECAY
-        every = epochs if name == "guide" else self.settings.refile
+        decay = 0.0 if name.startswith(("router", "parents")) else _DECAY
+        every = epochs if name.startswith(("guide", "parents")) else self.settings.refile
         phase = Phase(name, tuple(learned), loss, measure, epochs, every, decay)
         return run_phase(phase, arrays, self.examples.pairs, self.settings, self.state, self.folder, self.progress)
 
@@ -199,6 +207,16 @@ class _Trainer:
         rows = self._columns(pairs, random)
         queries, documents = self._rows(self.queries, pairs[:, 0]), self._rows(self.documents, rows)
         return self._tree_loss(tensors, queries, documents, self._same(pairs, rows), random)
+
+    def _parents_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
+        """Of the levels above the leaves: to give each node what the leaves below it get where all leaves compete."""
+        import torch
+
+        branches = self.settings.branches
+        documents = random.integers(0, len(self.documents), len(pairs))
+        rows = torch.cat((self._rows(self.queries, pairs[:, 0]), self._rows(self.documents, documents)))
+        nodes = leaf_log_probs(tensors, rows, branches[:-1])
+        return losses.below(nodes, level_logits(tensors, rows, len(branches) - 1).detach())
 
     def _joint_loss(self, tensors: dict[str, Tensor], pairs: Rows, random: np.random.Generator) -> Tensor:
         rows = self._columns(pairs, random)
@@ -275,7 +293,8 @@ class _Trainer:
 
     def _measure_router(self, tensors: dict[str, Tensor]) -> tuple[float, dict[str, Any]]:
         found, balance = self.judged(to_arrays(tensors), mine=self.settings.negatives > 0)
-        at = [found.at(share)[0] for share in _JUDGED_SHARES]
+        shares = [share for share in _JUDGED_SHARES if share * self.settings.leaves >= _LEAST_VISITED]
+        at = [found.at(share)[0] for share in shares or _JUDGED_SHARES[-1:]]
         facts = {"exact": found.exact, "max_over_mean": balance.max_over_mean, "imbalance": balance.imbalance}
         return sum(at) / len(at), {name: round(float(value), 4) for name, value in facts.items()}
 

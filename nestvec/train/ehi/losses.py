@@ -40,6 +40,18 @@ def balance(documents: Tensor) -> Tensor:
     return (mean * (mean * mean.shape[0] + 1e-9).log()).sum()
 
 
+def below(nodes: Tensor, leaves: Tensor) -> Tensor:
+    """Cross-entropy of log-probabilities of nodes [b, n] to what one softmax over all leaves gives those below each.
+
+    leaves [b, n * width]: their logits, family by family. A family says only how its leaves compare with each other, so
+    the node must say how they compare with all others.
+    """
+    from torch.nn.functional import softmax
+
+    mass = softmax(leaves, dim=-1).reshape(*nodes.shape, -1).sum(-1)
+    return -(mass * nodes).sum(-1).mean()
+
+
 def hinge(queries: Tensor, documents: Tensor, same: Tensor) -> Tensor:
     """The paper's L_indexing with the batch's own hardest negative: path cosines of [b, leaves] and [c, leaves]."""
     import torch

@@ -72,15 +72,21 @@ def adapted(tensors: Tensors, rows: Tensor, unit: bool) -> Tensor:
     return normalize(moved, dim=-1) if unit else moved
 
 
-def leaf_log_probs(tensors: Tensors, rows: Tensor, branches: Sequence[int]) -> Tensor:
-    """Log-probability of every leaf [b, leaves] for rows [b, dims], already adapted."""
-    from torch.nn.functional import linear, log_softmax
+def level_logits(tensors: Tensors, rows: Tensor, level: int) -> Tensor:
+    """Logits of every node of a level [b, nodes] for rows [b, dims], already adapted."""
+    from torch.nn.functional import linear
 
     inner = residual(tensors, "features", rows)
+    return SCALE * linear(inner, tensors[f"head{level}.weights"]) + tensors[f"head{level}.bias"]
+
+
+def leaf_log_probs(tensors: Tensors, rows: Tensor, branches: Sequence[int]) -> Tensor:
+    """Log-probability of every leaf [b, leaves] for rows [b, dims], already adapted."""
+    from torch.nn.functional import log_softmax
+
     found: Tensor | None = None
     for level, width in enumerate(branches):
-        logits = SCALE * linear(inner, tensors[f"head{level}.weights"]) + tensors[f"head{level}.bias"]
-        own = log_softmax(logits.reshape(len(rows), -1, width), dim=-1)
+        own = log_softmax(level_logits(tensors, rows, level).reshape(len(rows), -1, width), dim=-1)
         found = (own if found is None else found[..., None] + own).reshape(len(rows), -1)
     assert found is not None  # a tree has at least one level
     return found
