@@ -113,6 +113,7 @@ class Lane:
             if batch is None:
                 return False
             vector = _vector(query.vector, batch.group.collection.config.dims)
+            query.vector = None  # a list of hundreds of numbers is freed now, while it is in the cache
         except (RequestProblem, NestvecError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         self._service.admission.start_work()
