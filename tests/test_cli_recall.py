@@ -18,7 +18,7 @@ __all__ = ["calibrated", "cli", "db", "mined", "vectors", "world"]  # fixtures
 def test_a_search_says_which_recall_it_has(cli: Cli, world: dict[str, str]) -> None:
     asked = ["search", "-c", "big", "--vector-file", world["QUERY"], "-k", "3"]
     done = cli(*asked, "--recall", "0.9")
-    assert "(target 0.9), measured on 225 queries (queries)" in done.stderr
+    assert "(target 0.9), measured on 258 queries (queries)" in done.stderr
     found = json.loads(cli(*asked, "--recall", "0.9", "--json").stdout)
     assert (found["recall"]["target"], found["recall"]["basis"]["ks"]) == (0.9, [1, 10])
     assert "considered" not in json.dumps(found)
