@@ -1,7 +1,7 @@
 """The door: what an overloaded service says to one more small request as soon as its head is read.
 
 The gate would say the same, after a task, an exchange and a deadline were made for it: about a tenth of a search. Asked
-for twice what it can do, a service would spend on refusals what its answers need. Here one costs some 30 microseconds.
+for twice what it can do, a service would spend on refusals what its answers need. Here one costs a fraction of that.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ _EACH = 300  # bytes that Python's objects around a fragment take
 _encode = {"json": msgspec.json.Encoder().encode, "msgpack": msgspec.msgpack.Encoder().encode}
 _double = Struct(">Bd").pack
 _FLOAT64 = 0xCB  # of msgpack's types
+_NAMES = {name: _encode["msgpack"](name) for name in ("id", "score", "payload", "text")}
 
 
 class _Fragment(NamedTuple):
@@ -74,9 +75,8 @@ def _json(id: str, payload: bytes, text: str | None) -> tuple[bytes, bytes]:
 
 def _msgpack(id: str, payload: bytes, text: str | None) -> tuple[bytes, bytes]:
     encode = _encode["msgpack"]
-    names = {name: encode(name) for name in ("id", "score", "payload", "text")}
-    before = bytes([0x80 | len(names)]) + names["id"] + encode(id) + names["score"]
-    return before, names["payload"] + encode(payload_of(payload)) + names["text"] + encode(text)
+    before = bytes([0x80 | len(_NAMES)]) + _NAMES["id"] + encode(id) + _NAMES["score"]
+    return before, _NAMES["payload"] + encode(payload_of(payload)) + _NAMES["text"] + encode(text)
 
 
 def _array_head(count: int) -> bytes:
