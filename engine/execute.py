@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,11 @@ from nestvec.engine.routes import Searcher, require
 from nestvec.engine.schema import CollectionConfig
 from nestvec.engine.snapshot import Delta, SegmentView, Snapshot
 from nestvec.errors import InvalidInput
-from nestvec.index.scan import exact_search_batch
+from nestvec.index.scan import best_reaching, exact_search_batch
 from nestvec.index.work import Work
 
 EXACT = Plan("exact")
+_FEW = 4096  # growing rows times queries: more are scored block by block
 
 Rows = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Sequence numbers [m] and scores [m], score descending, then sequence number ascending."""
@@ -115,12 +117,28 @@ def _indexed(
         held = np.count_nonzero(every_seq >= 0, axis=1).tolist()
         answers = [Found(every_seq[i, :m], every_score[i, :m], plan, works[i]) for i, m in enumerate(held)]
     others = snapshot.scanned
-    if others:
+    if others == [snapshot.delta] and snapshot.delta.live_rows * len(queries) <= _FEW:
+        _add_growing(snapshot.delta, config, queries, k, answers)
+    elif others:
         scanned, total = _scan(others, config, queries, k)
         for found, parts in zip(answers, scanned, strict=True):
             found.seqs, found.scores = _merge([(found.seqs, found.scores), *parts], k)
             found.work.add(total)
     return answers
+
+
+def _add_growing(delta: Delta, config: CollectionConfig, queries: F32, k: int, answers: list[Found]) -> None:
+    """Put the growing rows among what the index found, where they score as much: few do."""
+    read = delta.live_rows * config.dims * delta.vectors.itemsize
+    for query, found in zip(queries, answers, strict=True):
+        start = perf_counter()
+        floor = float(found.scores[-1]) if len(found.seqs) == k else -np.inf
+        rows, scores = best_reaching(delta.vectors, query, delta.alive, k, floor, metric=config.index_metric)
+        if len(rows):
+            found.seqs, found.scores = _merge([(found.seqs, found.scores), (delta.seqs[rows], scores)], k)
+        found.work.rows += delta.live_rows
+        found.work.bytes += read
+        found.work.add_micros("exact", (perf_counter() - start) * 1e6)
 
 
 def _merge(parts: list[Rows], k: int) -> Rows:

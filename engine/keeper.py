@@ -90,9 +90,20 @@ class SnapshotKeeper:
         self._layout, self._catalog, self._config = layout, held, config
         self._lock = threading.Lock()
         self._snapshot: Snapshot | None = None
-        # The newest state that was compared: a thread's version of the file, which changes with every commit.
-        self._unchanged: tuple[tuple[int, int], Snapshot | None] | None = None
+        self._compared = threading.local()  # by thread: its version of the file, and the state that was found then
         self._buffer = _DeltaBuffer(config)
+
+    def glance(self) -> Snapshot | None:
+        """The snapshot of this instant without a transaction: where nobody has committed anything since this thread
+        last compared it, which SQLite tells at once. None: only `current` can say."""
+        version = self._catalog.data_version()  # which each thread counts for itself
+        known, compared = self._snapshot, self._compared
+        if known is None:
+            return None
+        if getattr(compared, "version", None) != version:
+            with self._catalog.read() as connection:
+                compared.version, compared.state = version, catalog.read_state(connection)
+        return known if known.state == compared.state else None
 
     @contextmanager
     def current(self) -> Iterator[tuple[apsw.Connection, Snapshot]]:
@@ -149,16 +160,12 @@ class SnapshotKeeper:
     @property
     def fresh(self) -> bool:
         """Whether the snapshot held is of this instant, or so little older that it is brought up to date at once."""
-        version = threading.get_ident(), self._catalog.data_version()
         known = self._snapshot
-        if known is not None and self._unchanged == (version, known):
-            return True
-        with self._catalog.read() as connection:
-            state = catalog.read_state(connection)
-        self._unchanged = (version, known) if known is not None and known.state == state else None
+        if known is None or self.glance() is not None:
+            return known is not None
+        state: State = self._compared.state
         return (
-            known is not None
-            and known.state.epoch == state.epoch
+            known.state.epoch == state.epoch
             and state.seq - known.state.seq <= _FEW
             and state.tombstone - known.state.tombstone <= _FEW
         )
@@ -166,7 +173,7 @@ class SnapshotKeeper:
     def forget(self) -> None:
         """Drop the snapshot, so that the next read opens every file again."""
         with self._lock:
-            self._snapshot, self._unchanged = None, None
+            self._snapshot = None
 
     def warm(self) -> None:
         """Copy the vectors of the coded segments into memory, as far as there is room: what answers many queries.

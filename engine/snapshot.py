@@ -103,6 +103,11 @@ class Delta:
     live_rows: int
     columns: GrowingColumns
 
+    @cached_property
+    def alive(self) -> NDArray[np.int64]:
+        """The rows that are."""
+        return np.arange(len(self.seqs)) if self.live is None else np.flatnonzero(self.live)
+
     def matching(self, connection: apsw.Connection, state: State, filter: Filter) -> Delta:
         """The same with only those rows alive that match the filter."""
         live, count = both(self.columns.mask(self.seqs, connection, state, filter), self.live)

@@ -94,6 +94,18 @@ def exact_search_batch(
     return [(found.rows, found.scores) for found in best]
 
 
+def best_reaching(
+    vectors: Vectors, query: Float32, rows: Rows, k: int, floor: float, *, metric: Metric
+) -> tuple[Rows, Scores]:
+    """`exact_search` of float32|float16 [n, d] for float32 [d], contiguous, over a few rows int64 [m], ascending, and
+    only those that score at least `floor`: for rows beside an index, of which most answers hold none."""
+    scores = _rescore(vectors, query, rows, metric)
+    within = np.flatnonzero(scores >= floor)
+    if not len(within):
+        return within, scores[within]
+    return top_k(scores[within], rows[within], k)
+
+
 def rows_reaching(
     vectors: Vectors,
     queries: Float32,

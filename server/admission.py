@@ -2,7 +2,7 @@
 
 What is refused is refused before its body is read, so that an overload costs little. Who refuses some for longer than a
 second keeps the queue of the others short: no more are held than were answered in a tenth of that second, but enough to
-keep the threads busy. Quick searches wait for 63 others; slow ones would for seconds. Only the event loop calls this.
+keep the threads busy. Quick searches wait for 255 others; slow ones would for seconds. Only the event loop calls this.
 """
 
 from __future__ import annotations

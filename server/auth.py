@@ -44,7 +44,7 @@ class Auth:
         if settings.api_key is not None:
             secret = settings.api_key.get_secret_value().encode()
             self._own = [(digest(secret), Identity("environment", "admin", None))]
-        self._known, self._version = self._own, (0, 0)
+        self._known, self._version = self._own, (0, (0, 0))
         self._failures = _Failures(max(1, settings.auth_failures_per_minute // settings.workers)
                                    if settings.auth_failures_per_minute else 0)  # fmt: skip
         # Once there was a key, or strangers can connect, the door never opens again by the last key's revocation.

@@ -7,7 +7,7 @@ for twice what it can do, a service would spend on refusals what its answers nee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -46,16 +46,22 @@ class Door:
 
         Health and metrics are always let through, traced requests for the sake of their span.
         """
-        if not self._service.admission.full or not path.startswith(b"/v1/") or self._service.tracing.on:
+        if not self._service.admission.full or not path.startswith(b"/v1/"):
             return None
         known = dict(headers)
         length = known.get(b"content-length", b"0")
         if b"transfer-encoding" in known or b"expect" in known or not length.isdigit() or int(length[:9]) > _SMALL:
             return None
+        return self.refusal_of(known)
+
+    def refusal_of(self, headers: Mapping[bytes, bytes]) -> bytes | None:
+        """`refusal` of a small request that is there as a whole, and for the lane."""
+        if not self._service.admission.full or self._service.tracing.on:
+            return None
         problem = self._service.admission.refuse()
         self._service.metrics.answered(NO_ROUTE, "any", problem.status, 0.0)
         self._note()
-        return _written(problem, id_of(known.get(b"x-request-id", b"")))
+        return _written(problem, id_of(headers.get(b"x-request-id", b"")))
 
     def _note(self) -> None:
         if self._requests is None:

@@ -44,6 +44,8 @@ _START, _END = b"/v1/collections/", b"/query"
 _NOT_PLAIN: Final = frozenset((b"transfer-encoding", b"expect", b"content-encoding", b"upgrade"))
 _LEAST_MS = 100  # deadlines that the lane cannot miss: it answers within some milliseconds or not at all
 _COMMON_SECONDS = 0.5
+_MOST_HEADS, _LONGEST_HEAD = 2048, 1024
+_NAMES_KEYS = frozenset((b"authorization", b"x-api-key", b"cookie"))
 _ACCESS: Final = OPERATIONS["query"]
 
 
@@ -88,6 +90,7 @@ class Lane:
         self._parts: dict[ReplyKind, ReplyParts] = {}
         self._options: dict[object, Options] = {}  # of queries without anything rare
         self._batches: dict[object, _Batch | None] = {}  # of this turn, by collection and options; None: not for us
+        self._heads: dict[bytes, tuple[Head, int]] = {}  # and the length of the body
         self._scheduled, self._looked, self._traced, self._renewed = False, False, False, 0.0
 
     def head(self, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Head | None:
@@ -96,6 +99,23 @@ class Lane:
             return None
         find = _head if self._service.auth.needed else _known_head  # heads with keys in them are not kept
         return find(url, tuple(headers), bool(self._service.settings.trusted_proxies))
+
+    def known(self, head: bytes, body_bytes: int) -> Head | None:
+        """What `remember` was told of this head, all of it up to the body, where that has the length that it says."""
+        held = self._heads.get(head)
+        return held[0] if held is not None and held[1] == body_bytes else None
+
+    def remember(self, request: bytes, head: Head, body_bytes: int) -> None:
+        """Note the head of a request that came as a whole, and that the lane took: the same bytes mean the same. Not
+        where keys are asked for, for they are in it."""
+        raw = request[: len(request) - body_bytes]
+        if len(raw) > _LONGEST_HEAD or raw.find(b"\r\n\r\n") != len(raw) - 4 or self._service.auth.needed:
+            return
+        if not _NAMES_KEYS.isdisjoint(head.headers):
+            return
+        if len(self._heads) >= _MOST_HEADS:
+            self._heads.clear()
+        self._heads[raw] = head, body_bytes
 
     def take(self, connection: GuardedProtocol, head: Head, body: bytes) -> bool:
         """Answer this request at the end of the turn; False, and nothing done, where it has to go the ordinary way."""

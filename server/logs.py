@@ -39,17 +39,20 @@ class RequestLog:
         self._stream = stream or sys.stderr.buffer
         self._least = logging.getLevelNamesMapping()[level.upper()]
 
-    def note(self, lines: Iterable[Line]) -> None:
+    def note(self, met: Iterable[Line]) -> None:
         """A line each, at one time; those of failed requests are warnings."""
-        chosen = [line for line in lines if (logging.WARNING if line.status >= 500 else logging.INFO) >= self._least]
+        chosen = [line for line in met if (logging.WARNING if line.status >= 500 else logging.INFO) >= self._least]
         if chosen:
-            starts = {failed: _start("request", "warning" if failed else "info") for failed in (False, True)}
-            self._write(b"".join(starts[line.status >= 500] + _LINES.encode(line)[1:] + b"\n" for line in chosen))
+            now, encode = _now(), _LINES.encode
+            starts = [_start("request", "warning" if line.status >= 500 else "info", now) for line in chosen]
+            self._write(
+                b"".join([start + encode(line)[1:] + b"\n" for start, line in zip(starts, chosen, strict=True)])
+            )
 
     def refused(self, requests: int) -> None:
         """One line for this many that were refused before anything was known of them."""
         if self._least <= logging.WARNING:
-            self._write(_start("refused", "warning") + b'"status":503,"requests":%d}\n' % requests)
+            self._write(_start("refused", "warning", _now()) + b'"status":503,"requests":%d}\n' % requests)
 
     def _write(self, lines: bytes) -> None:
         self._stream.write(lines)
@@ -59,9 +62,12 @@ class RequestLog:
 _LINES = msgspec.json.Encoder()
 
 
-def _start(event: str, level: str) -> bytes:
+def _now() -> str:
+    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _start(event: str, level: str, now: str) -> bytes:
     """How a line begins: with what structlog adds to every other one."""
-    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     return f'{{"logger":"nestvec.request","event":"{event}","level":"{level}","timestamp":"{now}",'.encode()
 
 

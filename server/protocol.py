@@ -31,6 +31,9 @@ class GuardedProtocol(_Protocol):
     _head: Head | None = None  # of a request that the lane may answer
     _kept = b""  # its body
     _whole, _in_lane = False, False  # that body is all in; the lane has taken it
+    _clean = True  # the parser is between two requests
+    _unparsed = b""  # all of the request that the lane has taken, where the parser has not seen it
+    _plain = False  # neither door nor lane are to be asked about the next request
 
     def connection_made(self, transport: Any) -> None:  # noqa: ANN401 - as in the base class
         super().connection_made(transport)
@@ -40,10 +43,35 @@ class GuardedProtocol(_Protocol):
         self._between = False
         if self._in_lane:  # the client does not wait for its answers; they still come in order
             self.lane.finish_all()
-        super().data_received(data)
-        if self._head is not None:
-            self._offer(self._head)
+        clean = self._clean and not self.working()
+        if not (clean and self._met_before(data)):
+            super().data_received(data)
+            if self._head is not None:
+                self._offer(self._head)
+                if clean and self._in_lane:
+                    self.lane.remember(data, self._head, len(self._kept))
         self._watch()
+
+    def _met_before(self, data: bytes) -> bool:
+        """Answer a whole request, or let it in, whose head came before, byte for byte, on whatever connection: what the
+        parser would say of it is known."""
+        end = data.find(b"\r\n\r\n") + 4
+        head = self.lane.known(data[:end], len(data) - end)
+        if head is None or self.transport.is_closing():
+            return False
+        answer = self.door.refusal_of(head.headers)
+        if answer is not None:
+            self._unset_keepalive_if_required()
+            self._between = True
+            self.transport.write(answer)
+            self._keep_alive()
+            return True
+        self._plain = not self.lane.take(self, head, data[end:])
+        if self._plain:
+            return False
+        self._unset_keepalive_if_required()
+        self._head, self._unparsed, self._in_lane = head, data, True
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
@@ -55,7 +83,7 @@ class GuardedProtocol(_Protocol):
         super().shutdown()
 
     def on_message_begin(self) -> None:
-        self._between = False
+        self._between, self._clean = False, False
         if self._head is not None:  # and the next one is here already
             self.go_ordinary_way()
         # The base class makes the ASGI scope here, which only requests on the ordinary way need.
@@ -63,7 +91,12 @@ class GuardedProtocol(_Protocol):
 
     def on_headers_complete(self) -> None:
         if self.working() or not self.parser.should_keep_alive():
+            self._plain = False
             self._begin()
+            return
+        if self._plain:
+            self._plain = False
+            self._enter()
             return
         answer = self.door.refusal(self.url, self.headers)
         if answer is not None:
@@ -98,6 +131,7 @@ class GuardedProtocol(_Protocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._clean = True
         if self._head is not None:
             self._whole = True
         elif self._refused:
@@ -116,7 +150,12 @@ class GuardedProtocol(_Protocol):
     def go_ordinary_way(self) -> None:
         """Begin the request that was kept for the lane as if there were none."""
         body, self._head, self._kept, self._in_lane = self._kept, None, b"", False
+        unparsed, self._unparsed = self._unparsed, b""
         if self.transport.is_closing():
+            return
+        if unparsed:
+            self._plain = True
+            super().data_received(unparsed)
             return
         self._enter()
         if body:
@@ -126,7 +165,7 @@ class GuardedProtocol(_Protocol):
 
     def answered_in_lane(self, head: bytes, body: bytes) -> None:
         """Answer the request that the lane has taken with a 200; `head` holds its last headers and the empty line."""
-        self._head, self._kept, self._in_lane, self._between = None, b"", False, True
+        self._head, self._kept, self._unparsed, self._in_lane, self._between = None, b"", b"", False, True
         if self.transport.is_closing():
             return
         self.transport.write(b"".join((_first_lines(tuple(self.server_state.default_headers)), head, body)))

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
     max_filter: int = Field(default=MAX_CONDITIONS, ge=1, le=MAX_CONDITIONS, description="Most conditions of a filter.")
 
     max_in_flight: int = Field(
-        default=64, ge=1, le=100_000, description="Requests that a worker holds at once; one more gets a 503."
+        default=256, ge=1, le=100_000, description="Requests that a worker holds at once; one more gets a 503."
     )
     max_in_flight_per_key: int | None = Field(
         default=None, ge=1, le=100_000, description="The same for one API key, then 429; unset: no bound."

@@ -28,6 +28,14 @@ class RecordMemory:
         self._old: dict[int, StoredRecord] = {}
         self._bytes = 0
 
+    def known(self, seqs: NDArray[np.int64]) -> list[StoredRecord] | None:
+        """`read` without the disk; None where one of them is not in memory."""
+        young = self._young
+        try:
+            return [young[seq] for seq in seqs.tolist()]
+        except KeyError:
+            return None
+
     def read(self, connection: apsw.Connection, seqs: NDArray[np.int64]) -> list[StoredRecord]:
         """`read_records`: (id, payload, text) of live records i64 [n], in the order asked for. Raises Damaged."""
         wanted: list[int] = seqs.tolist()

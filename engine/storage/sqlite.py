@@ -140,15 +140,15 @@ class SqliteFile:
         except apsw.Error as error:
             self._refuse(error)
 
-    def data_version(self) -> int:
-        """A number that differs from its last value on this thread when any process has committed since: 4 µs."""
+    def data_version(self) -> tuple[int, int]:
+        """What differs from its last value on this thread when any process has committed since: 4 µs."""
         connection = self._reader()
         try:
             version: int = connection.execute("PRAGMA data_version").get
         except apsw.Error:
             with self.translated():
                 raise
-        return version
+        return self._local.pid, version  # a connection counts for itself, and a fork gets a new one
 
     def pin(self) -> apsw.Connection:
         """A connection of the caller's own in a read transaction that stays open until `unpin`, or `close`.

@@ -10,7 +10,7 @@ import pytest
 from nestvec.errors import InvalidInput
 from nestvec.index import scan
 from nestvec.index.metric import Metric
-from nestvec.index.scan import exact_search, exact_search_batch
+from nestvec.index.scan import best_reaching, exact_search, exact_search_batch
 from nestvec.index.work import Work
 
 
@@ -47,6 +47,20 @@ def test_scan_equals_sorting_everything(
             wanted = brute_force(vectors, query, k, metric)
             np.testing.assert_array_equal(rows, wanted[0])
             np.testing.assert_array_equal(scores, wanted[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_that_reach_a_floor_are_those_of_the_scan(metric: Metric, dtype: str) -> None:
+    vectors = clustered(300, 24, 0).astype(dtype)
+    vectors[200:] = vectors[:100]  # ties
+    allowed = np.random.default_rng(3).random(300) < 0.7
+    for query in clustered(5, 24, 1):
+        for k in (1, 7, 400):
+            wanted = exact_search(vectors, query, k, metric=metric, allowed=allowed)
+            for floor in (-np.inf, float(wanted[1][0]), float(wanted[1][-1]), float(wanted[1][0]) + 1):
+                rows, scores = best_reaching(vectors, query, np.flatnonzero(allowed), k, floor, metric=metric)
+                np.testing.assert_array_equal(rows, wanted[0][wanted[1] >= floor])
+                np.testing.assert_array_equal(scores, wanted[1][wanted[1] >= floor])
 
 
 def test_near_ties_below_float32_products_are_still_ordered_exactly(metric: Metric) -> None:

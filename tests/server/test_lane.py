@@ -18,6 +18,7 @@ from fastapi import FastAPI
 import nestvec
 from nestvec.engine.database import Database
 from nestvec.engine.record import Record
+from nestvec.server import lane
 from nestvec.server.app import create_app
 from nestvec.server.lane import MOST_BYTES
 from nestvec.server.logs import RequestLog
@@ -187,6 +188,101 @@ def test_a_body_in_pieces_goes_the_ordinary_way(app: FastAPI, spy: Spy, served: 
             wire.sendall(whole[cut:])
             assert answer(wire)[0] == 200
     assert spy.taken == [True]
+
+
+class Known:
+    """How often a head had come before."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self.times = 0
+        lane = app.state.lane
+        self._known = lane.known
+        lane.known = self
+
+    def __call__(self, head: bytes, body_bytes: int) -> Any:  # noqa: ANN401 - whatever it is
+        found = self._known(head, body_bytes)
+        self.times += found is not None
+        return found
+
+
+def test_a_head_that_came_before_means_the_same(app: FastAPI, spy: Spy, served: Served) -> None:
+    known = Known(app)
+    with served(app) as url, connect(url) as wire, connect(url) as other:
+        for body in BODIES:
+            found = []
+            for way in "?way=ordinary", "", "":
+                for each in wire, other:
+                    each.sendall(asking(json.dumps(body).encode(), path=QUERY + way))
+                    status, headers, reply = answer(each)
+                    assert (status, headers["content-type"]) == (200, "application/json")
+                    found.append(plain(json.loads(reply)))
+            assert all(each == found[0] for each in found[1:])
+    lengths = {len(json.dumps(body)) for body in BODIES}
+    assert known.times == 4 * len(BODIES) - len(lengths)  # a head tells the length
+    assert spy.taken == [True] * 4 * len(BODIES)
+
+
+@pytest.mark.parametrize("line", ["X-Api-Key: secret", "Authorization: Bearer secret", "X-Long: " + "x" * 2000])
+def test_heads_with_keys_and_long_ones_are_not_kept(app: FastAPI, spy: Spy, served: Served, line: str) -> None:
+    known = Known(app)
+    with served(app) as url, connect(url) as wire:
+        for _ in range(3):
+            wire.sendall(asking(json.dumps({"vector": ROW}).encode(), line))
+            assert answer(wire)[0] == 200
+    assert (known.times, spy.taken) == (0, [True] * 3)
+
+
+def test_the_same_head_with_less_or_more_behind_it_is_read_as_ever(app: FastAPI, spy: Spy, served: Served) -> None:
+    known = Known(app)
+    whole = asking(json.dumps({"vector": ROW}).encode())
+    with served(app) as url, connect(url) as wire:
+        wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire.sendall(whole)
+        assert answer(wire)[0] == 200
+        wire.sendall(whole[:-9])
+        while not app.state.service.admission.uploading:
+            pass  # the first piece was read
+        wire.sendall(whole[-9:])
+        assert answer(wire)[0] == 200
+        wire.sendall(whole + whole)
+        held = b""
+        while held.count(b"took_ms") < 2:
+            held += wire.recv(1 << 16)
+        assert known.times == 0
+        wire.sendall(whole)
+        assert answer(wire)[0] == 200
+    assert known.times == 1
+
+
+def test_a_head_that_came_before_is_refused_where_there_is_no_room(app: FastAPI, spy: Spy, served: Served) -> None:
+    known, admission = Known(app), app.state.service.admission
+    body = json.dumps({"vector": ROW}).encode()
+    with served(app) as url, connect(url) as wire:
+        for status in (200, 503, 503, 200):
+            admission.working = 0 if status == 200 else 1000
+            wire.sendall(asking(body))
+            found, headers, _ = answer(wire)
+            assert found == status
+            assert ("retry-after" in headers) == (status == 503)
+    assert (known.times, spy.taken) == (3, [True] * 2)
+
+
+def test_what_goes_wrong_with_a_head_that_came_before_is_told_by_the_ordinary_way(
+    app: FastAPI, spy: Spy, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Known(app)
+    good = json.dumps({"vector": ROW}).encode()
+    bad = b"x" + good[1:]
+    with served(app) as url, connect(url) as wire:
+        for body, status in ((good, 200), (bad, 400), (good, 200)):
+            wire.sendall(asking(body))
+            assert answer(wire)[0] == status
+        monkeypatch.setattr(lane, "search_vectors", lambda *_: 1 / 0)
+        for _ in range(2):
+            wire.sendall(asking(good))
+            assert answer(wire)[0] == 200
+    assert known.times == 4
+    assert spy.taken == [True, False, True, True, True]
 
 
 def test_a_query_that_is_slow_or_unknown_is_not_held_on_the_loop(app: FastAPI, served: Served) -> None:
