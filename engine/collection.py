@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -40,7 +40,7 @@ from nestvec.engine.storage import catalog
 from nestvec.engine.storage.layout import Layout
 from nestvec.engine.storage.records import RecordMemory
 from nestvec.engine.upkeep import Upkeep
-from nestvec.errors import InvalidInput
+from nestvec.errors import Busy, InvalidInput
 
 if TYPE_CHECKING:
     from nestvec.engine.encoders.protocol import Encoder
@@ -135,6 +135,17 @@ class Collection(Upkeep):
                 return writer.upsert(self._part.catalog, rows, vectors)
             except writer.Reconfigured:
                 self._reconfigure()
+
+    def begin_upsert(self, records: Sequence[Record]) -> Callable[[], UpsertResult] | None:
+        """`upsert` for an event loop: all but the commit, which waits for the disk and is returned, to be called once,
+        soon, in any thread. None, and nothing done, where there is more to wait for: another writer, an encoder."""
+        if self.config.chunking is not None or any(record.vector is None for record in records):
+            return None
+        try:
+            rows, vectors = writer.check_records(records, self.config, self._encode_documents)
+            return writer.begin_upsert(self._part.catalog, rows, vectors, wait=False)
+        except (Busy, writer.Reconfigured):
+            return None
 
     def delete(self, ids: Sequence[str] | None = None, *, filter: FilterLike | None = None) -> int:
         """Delete by id (with chunking, a document's), or what matches when the delete is committed: one or the other.

@@ -19,7 +19,7 @@ from nestvec.index.scan import best_reaching, exact_search_batch
 from nestvec.index.work import Work
 
 EXACT = Plan("exact")
-_FEW = 4096  # growing rows times queries: more are scored block by block
+_FEW = 16384  # growing rows times queries: more are scored block by block
 
 Rows = tuple[NDArray[np.int64], NDArray[np.float32]]
 """Sequence numbers [m] and scores [m], score descending, then sequence number ascending."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import apsw
@@ -92,8 +93,17 @@ def upsert(catalog: Catalog, rows: Sequence[Row], vectors: F32, documents: Seque
     They replace the records of the same ids, and all chunks of `documents`. Raises Reconfigured where they were checked
     against a configuration that is no longer the stored one.
     """
+    return begin_upsert(catalog, rows, vectors, documents)()
+
+
+def begin_upsert(
+    catalog: Catalog, rows: Sequence[Row], vectors: F32, documents: Sequence[str] = (), *, wait: bool = True
+) -> Callable[[], UpsertResult]:
+    """`upsert` but for the commit, which waits for the disk: that is what is returned, to be called once, soon, in any
+    thread. Until then nobody else can write. Raises what `upsert` does, and Busy as `Catalog.write` without `wait`."""
     blobs = [vector.tobytes() for vector in vectors.astype("<f4")]
-    with catalog.write() as connection:
+    with ExitStack() as undone:
+        connection = undone.enter_context(catalog.write(wait=wait))
         if meta_value(connection, "config") != catalog.config:
             raise Reconfigured
         _bury(connection, _all_chunks(connection, documents) if documents else [row.id for row in rows])
@@ -107,8 +117,14 @@ def upsert(catalog: Catalog, rows: Sequence[Row], vectors: F32, documents: Seque
             ((seq + i, blob, crc32c(blob)) for i, blob in enumerate(blobs, 1)),
         )
         crash_point("upsert-before-commit")
-    crash_point("upsert-committed")
-    return UpsertResult(len(rows), seq + len(rows))
+        transaction = undone.pop_all()
+
+    def commit() -> UpsertResult:
+        transaction.close()
+        crash_point("upsert-committed")
+        return UpsertResult(len(rows), seq + len(rows))
+
+    return commit
 
 
 def delete(catalog: Catalog, ids: Sequence[str]) -> int:

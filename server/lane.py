@@ -44,6 +44,7 @@ _START, _END = b"/v1/collections/", b"/query"
 _NOT_PLAIN: Final = frozenset((b"transfer-encoding", b"expect", b"content-encoding", b"upgrade"))
 _LEAST_MS = 100  # deadlines that the lane cannot miss: it answers within some milliseconds or not at all
 _COMMON_SECONDS = 0.5
+_MOST_HELD_SECONDS, _SHARE_HELD = 8e-3, 0.2
 _MOST_HEADS, _LONGEST_HEAD = 2048, 1024
 _NAMES_KEYS = frozenset((b"authorization", b"x-api-key", b"cookie"))
 _ACCESS: Final = OPERATIONS["query"]
@@ -145,17 +146,24 @@ class Lane:
     def finish(self) -> None:
         """Answer who waits, as many as may hold the loop for so long; the others in its next turn."""
         self._scheduled, self._looked = False, False
-        end = perf_counter() + HELD_SECONDS
+        held = self._held()
+        end = perf_counter() + held
         try:
             for batch in self._batches.values():
                 while batch is not None and batch.waiting and perf_counter() < end:
-                    share = min(MOST_QUERIES, max(1, int(HELD_SECONDS / batch.seconds)))
+                    share = min(MOST_QUERIES, max(1, int(held / batch.seconds)))
                     waiting, batch.waiting = batch.waiting[:share], batch.waiting[share:]
                     self._answer(batch.group, waiting)
         finally:  # nobody waits for ever, whatever happened
             self._batches = {form: batch for form, batch in self._batches.items() if batch and batch.waiting}
             if self._batches:
                 self._schedule()
+
+    def _held(self) -> float:
+        """Seconds that the loop may be held now: longer where so many wait that the next ones will be refused, for then
+        larger batches, and more sockets read at a time, answer more."""
+        waits = sum(batch.seconds * len(batch.waiting) for batch in self._batches.values() if batch is not None)
+        return min(_MOST_HELD_SECONDS, max(HELD_SECONDS, waits * _SHARE_HELD))
 
     def finish_all(self) -> None:
         """Answer everybody now."""

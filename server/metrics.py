@@ -53,6 +53,7 @@ class Metrics:
                              registry=registry, multiprocess_mode="livesum")  # fmt: skip
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._by_step: dict[str, Histogram] = {}
+        self._by_reason: dict[str, Counter] = {}
 
     def answered(self, route: str, method: str, status: int, *seconds: float) -> None:
         """Count requests, each of which took so long; `route` is the template of their path, or "none"."""
@@ -67,7 +68,10 @@ class Metrics:
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused before its route: "auth", "host", "busy", "key" or "bytes"."""
-        self._refused.labels(reason).inc()
+        child = self._by_reason.get(reason)
+        if child is None:
+            child = self._by_reason[reason] = self._refused.labels(reason)
+        child.inc()
 
     def searched(self, works: Iterable[Work]) -> None:
         """Count the steps of answered queries."""

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from fastapi import FastAPI
 
+from nestvec.engine.collection import Collection
+from nestvec.engine.record import Record, UpsertResult
 from nestvec.errors import InvalidRecord
 from nestvec.server import wire
 from nestvec.server.codec import check_batch, to_filter
@@ -15,6 +20,9 @@ from nestvec.server.models import CountReply
 from nestvec.server.openapi import problems
 from nestvec.server.service import CollectionName, TheService
 
+_SMALL = 64 * 1024
+"""Bytes of the body of a write that may begin on the event loop."""
+
 _PATH = "/v1/collections/{name}/records"
 _ARROW = """Columns id (string), vector (fixed-size list or list of floats), text (string), payload (JSON string or
 struct); buffers without compression, no dictionaries."""
@@ -22,18 +30,40 @@ struct); buffers without compression, no dictionaries."""
 
 async def upsert(call: Call, name: str) -> bytes:
     """Write records, all or none: durable and searchable when this answers."""
+    commit = _begun(call, name) if len(call.body) <= _SMALL else None
+    if commit is not None:
+        return _written(call, await call.service.commit(commit))
     return await call.service.run(lambda: _upsert(call, name))
 
 
 def _upsert(call: Call, name: str) -> bytes:
+    collection = call.service.collection(name)
+    with _decoded(call, collection) as records:
+        return _written(call, collection.upsert(records))
+
+
+def _begun(call: Call, name: str) -> Callable[[], UpsertResult] | None:
+    """A small write but for its commit, on the event loop: a thread would pass Python's lock to and fro for each of its
+    statements, which took longer than they do. None, and nothing done, where it would have to wait."""
+    collection = call.service.at_hand(name)
+    if collection is None:
+        return None
+    with _decoded(call, collection) as records:
+        return collection.begin_upsert(records)
+
+
+@contextmanager
+def _decoded(call: Call, collection: Collection) -> Iterator[list[Record]]:
+    """The records of the body; what the engine refuses of them is told with a pointer into it."""
     limit = call.service.settings.max_batch
     request, places = _records(call, limit)
-    collection = call.service.collection(name)
-    records = to_records(request, collection.config.dims, limit)
     try:
-        result = collection.upsert(records)
+        yield to_records(request, collection.config.dims, limit)
     except InvalidRecord as error:
         raise record_problem(error, places) from None
+
+
+def _written(call: Call, result: UpsertResult) -> bytes:
     return call.reply(wire.UpsertReply(result.count, result.seq))
 
 

@@ -45,6 +45,7 @@ class Service:
         # One thread per core: the engine's calls are bound by the processor, and more of them only wait longer.
         self._threads = ThreadPoolExecutor(settings.threads, "nestvec-engine")
         self.batcher = Batcher(self._threads, settings.threads)
+        self._committing = ThreadPoolExecutor(1, "nestvec-commit")  # which waits for nothing but the disk
 
     @property
     def ready(self) -> bool:
@@ -99,6 +100,10 @@ class Service:
                 waiting.dec()
             raise
 
+    async def commit(self, commit: Callable[[], T]) -> T:
+        """`commit()`, of a write that was begun: it is always called, whoever stops waiting for it."""
+        return await asyncio.shield(asyncio.wrap_future(self._committing.submit(commit)))
+
     def searched(self, answers: Iterable[Hits]) -> None:
         """Count the work of answered queries, and note it in the request's trace. To be called once per request."""
         works = [hits.work for hits in answers]
@@ -109,6 +114,7 @@ class Service:
         """Ask jobs to stop, and wait for them and the engine's threads; the database may be closed afterwards."""
         await asyncio.to_thread(self.jobs.close)
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._committing.shutdown)
 
 
 def no_collection(name: str) -> NotFound:

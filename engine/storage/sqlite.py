@@ -170,20 +170,27 @@ class SqliteFile:
         connection.close(True)
 
     @contextmanager
-    def write(self) -> Iterator[apsw.Connection]:
+    def write(self, *, wait: bool = True) -> Iterator[apsw.Connection]:
         """One write transaction, committed (durable) on the way out, rolled back on an exception.
 
-        Raises Busy when another process writes for over 5 s, OutcomeUnknown when the commit itself fails.
+        Raises Busy when another process writes for over 5 s, or, without `wait`, when anybody does; OutcomeUnknown when
+        the commit itself fails.
         """
-        with self._write_lock, self.translated():
-            connection = self._open_writer()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                self._roll_back(connection)
-                raise
-            self._commit(connection)
+        if not self._write_lock.acquire(blocking=wait):
+            raise Busy(f"{self.path}: another thread is writing; nothing was changed, try again")
+        try:
+            with self.translated():
+                connection = self._open_writer()
+                connection.set_busy_timeout(BUSY_MILLISECONDS if wait else 0)
+                connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield connection
+                except BaseException:
+                    self._roll_back(connection)
+                    raise
+                self._commit(connection)
+        finally:
+            self._write_lock.release()
 
     @contextmanager
     def attached(self, path: Path, name: str) -> Iterator[None]:

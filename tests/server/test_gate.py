@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from urllib.parse import urlsplit
 
@@ -245,7 +247,7 @@ def test_a_deadline_ends_what_waits_and_it_never_runs(database: Database, served
             start = time.monotonic()
             late = httpx.put(
                 url + "/v1/collections/docs/records",
-                json={"records": [{"id": "late", "vector": [1.0] * 8}]},
+                json={"records": [{"id": "late", "vector": [1.0] * 8, "text": "x" * 70_000}]},  # small ones begin here
                 headers={"X-Timeout-Ms": "100"},
             )
             assert time.monotonic() - start < 5
@@ -304,3 +306,29 @@ def test_a_cancelled_handler_gives_its_place_back(database: Database) -> None:
             return [(await client.get("/v1/slow", headers={"X-Timeout-Ms": "20"})).status_code for _ in range(3)]
 
     assert asyncio.run(go()) == [504, 504, 504]
+
+
+def test_a_small_write_is_committed_although_nobody_waits_for_it(database: Database, served: Served) -> None:
+    app = create_app(database, Settings(threads=1))
+    body = json.dumps({"records": [{"id": "alone", "vector": [1.0] * 8}]}).encode()
+    lines = "Content-Type: application/json", f"Content-Length: {len(body)}"
+    request = head("/v1/collections/docs/records", *lines).replace(b"POST", b"PUT", 1) + body
+    with served(app) as url:
+        for turn in range(20):
+            with connect(url) as wire:
+                wire.sendall(request.replace(b"alone", b"gone%d" % (turn % 10)))
+            kept = {"id": f"kept{turn}", "vector": [2.0] * 8}
+            assert httpx.put(url + "/v1/collections/docs/records", json={"records": [kept]}).status_code == 200
+    assert database.collection("docs").count() >= 40
+
+
+def test_small_writes_wait_for_one_another(database: Database, served: Served) -> None:
+    app = create_app(database, Settings(threads=2))
+    with served(app) as url, ThreadPoolExecutor(8) as pool:
+
+        def write(number: int) -> int:
+            body = {"records": [{"id": f"w{number}", "vector": [float(number + 1)] * 8}]}
+            return httpx.put(url + "/v1/collections/docs/records", json=body).status_code
+
+        assert set(pool.map(write, range(80))) == {200}
+    assert database.collection("docs").count() == 100
