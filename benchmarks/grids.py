@@ -195,7 +195,7 @@ def _soar_searches(suite: str, shape: Shape) -> Callable[[int], list[Setting]]:
     """Plans that cut by margin: ever deeper funnels, each with fewer and with more lists and finalists."""
     dims = min(2048, max(192, 64 * round(0.42 * shape.dims / 64)), 64 * math.ceil(shape.dims / 64))
     depths = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4, 1.6, 1.9, 2.3, 3.0, 4.0)
-    around = {"full": (0.7, 1.0, 1.4), "medium": (0.8, 1.25)}.get(suite, (1.0,))
+    around = {"full": (0.65, 0.8, 1.0, 1.25, 1.5), "medium": (0.8, 1.0, 1.25)}.get(suite, (1.0,))
 
     def searches(k: int) -> list[Setting]:
         cells = cross(depth=_main_steps(suite, range(len(depths))), probe=around, last=around)

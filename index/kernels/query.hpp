@@ -66,6 +66,40 @@ inline float kth_greatest(float* x, size_t n, size_t kth) {
     return x[kth];
 }
 
+// Two ascending runs that follow each other, n keys in all, into one at `out`: from both ends at once, two chains of
+// comparisons that do not wait for each other, and no branch on any of them.
+inline void merge_runs(const uint64_t* x, size_t left, size_t n, uint64_t* out) {
+    const uint64_t *a = x, *b = x + left, *c = b - 1, *d = x + n - 1;
+    const size_t steps = std::min(left, n - left);
+    for (size_t i = 0; i < steps; ++i) {
+        const uint64_t low = *a, next = *b, below = *c, high = *d;
+        const uint64_t second = next < low, first = high < below;
+        out[i] = low ^ ((low ^ next) & (0 - second));
+        out[n - 1 - i] = high ^ ((below ^ high) & (0 - first));
+        a += 1 - second, b += second;
+        c -= first, d -= 1 - first;
+    }
+    for (size_t i = steps; i < n - steps; ++i) out[i] = a <= c && (b > d || *a < *b) ? *a++ : *b++;
+}
+
+// n keys in ascending order: where they are then, in `x` or in `other`. Both have room for padding(n).
+inline size_t padding(size_t n) { return (n + 3) / 4 * 4; }
+
+inline uint64_t* merge_sort(uint64_t* x, size_t n, uint64_t* other) {
+    std::fill(x + n, x + padding(n), UINT64_MAX);
+    for (uint64_t* four = x; four < x + n; four += 4) {
+        const auto order = [four](size_t i, size_t j) {
+            const uint64_t changed = (four[i] ^ four[j]) & (0 - uint64_t(four[j] < four[i]));
+            four[i] ^= changed, four[j] ^= changed;
+        };
+        order(0, 1), order(2, 3), order(0, 2), order(1, 3), order(1, 2);
+    }
+    for (size_t width = 4; width < n; width *= 2, std::swap(x, other))
+        for (size_t at = 0; at < n; at += 2 * width)
+            merge_runs(x + at, std::min(width, n - at), std::min(2 * width, n - at), other + at);
+    return x;
+}
+
 // Keeps the best `keep` of the scored keys, and of those what is within `margin` of the k-th best: `move(to, from)` is
 // called for each of them, to the front. Equal scores go by `name(key)`. Returns how many.
 template <class Name, class Move>

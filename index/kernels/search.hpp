@@ -61,6 +61,11 @@ struct Segment {
 
     uint32_t row(uint32_t place) const { return row_at ? row_at[place] : place; }
     int64_t seq(uint32_t row) const { return seqs ? seqs[row] : first_seq + int64_t(row); }
+
+    // The start of a stored row. What counts is the translation of its address, which takes as long as the bytes.
+    void fetch_stored(uint32_t row, size_t dims) const {
+        NESTVEC_PREFETCH(static_cast<const char*>(vectors) + size_t(row) * dims * (half ? 2 : 4));
+    }
 };
 
 struct Stage {
@@ -106,7 +111,7 @@ struct Scratch {
     std::vector<int32_t> dots;
     std::vector<uint32_t> sums;
     std::vector<float> scores, products, greatest, least, weights, row_scores, sorted, hidden, seen, level, below, leading;
-    std::vector<uint64_t> lists, keys, order;
+    std::vector<uint64_t> lists, keys, order, merged;
     std::vector<uint8_t> tables, deficits, pending_deficits;
     std::vector<uint32_t> positions, pending_positions;
     std::vector<const uint8_t*> blocks, addresses;

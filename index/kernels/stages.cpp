@@ -107,7 +107,10 @@ void Searcher::stored_stage(Query& query, const Stage& stage, size_t from) const
 // Stored stages and the exact end go by rows, not by places, and start with empty sums.
 void Searcher::start_stored(Query& query) const {
     Scratch& s = query.s;
-    for (size_t i = 0; i < query.rows; ++i) s.keys[i] = row_key(s.keys[i]);
+    for (size_t i = 0; i < query.rows; ++i) {
+        s.keys[i] = row_key(s.keys[i]);
+        segments_[size_t(s.keys[i] >> 32)].fetch_stored(uint32_t(s.keys[i]), model_.dims);
+    }
     double* query64 = sized(s.query64, model_.dims);
     std::copy(query.vector, query.vector + model_.dims, query64);
     std::fill_n(sized(s.totals, query.rows), query.rows, 0.0);
@@ -117,24 +120,28 @@ void Searcher::start_stored(Query& query) const {
 void Searcher::finish(Query& query, size_t from) const {
     Scratch& s = query.s;
     if (from < model_.dims) add_band(query, from, model_.dims, false);
-    uint64_t* order = sized(s.order, query.rows);
-    for (size_t i = 0; i < query.rows; ++i) order[i] = make_key(float(s.totals[i]), uint32_t(i));
+    const size_t rows = query.rows, kept = std::min(query.k, rows), shown = std::min(kept + 1, rows);
+    uint64_t *order = sized(s.order, padding(rows)), *other = sized(s.merged, padding(rows));
+    const auto number = [&] {
+        for (size_t i = 0; i < rows; ++i) order[i] = make_key(float(s.totals[i]), uint32_t(i));
+    };
+    number();
+    const bool few = rows <= 4 * kept;  // to sort them all costs less than to find the best
+    if (!few) std::nth_element(order, order + kept, order + rows);  // the one behind the kept is the next best
+    uint64_t* best = merge_sort(order, few ? rows : shown, other);
     const auto seq = [&](uint64_t key) {
         const uint64_t row = s.keys[uint32_t(key)];
         return segments_[size_t(row >> 32)].seq(uint32_t(row));
     };
-    const size_t kept = std::min(query.k, query.rows);
-    const auto take = [&](const auto& better) {
-        if (kept < query.rows) std::nth_element(order, order + kept, order + query.rows, better);
-        std::sort(order, order + kept, better);
-    };
     const auto tied = [](uint64_t a, uint64_t b) { return (a ^ b) >> 32 == 0; };
-    take(std::less<uint64_t>());
-    const uint64_t* end = order + std::min(kept + 1, query.rows);  // the one behind the kept is the next best
-    if (std::adjacent_find<const uint64_t*>(order, end, tied) != end)
-        take([&](uint64_t a, uint64_t b) { return tied(a, b) ? seq(a) < seq(b) : a < b; });  // rare, and costs more
+    if (std::adjacent_find(best, best + shown, tied) != best + shown) {  // rare, and costs more
+        const auto better = [&](uint64_t a, uint64_t b) { return tied(a, b) ? seq(a) < seq(b) : a < b; };
+        number();
+        best = order;
+        std::partial_sort(best, best + kept, best + rows, better);
+    }
     s.hits.clear();
-    for (size_t i = 0; i < kept; ++i) s.hits.push_back(Hit{float(s.totals[uint32_t(order[i])]), seq(order[i])});
+    for (size_t i = 0; i < kept; ++i) s.hits.push_back(Hit{float(s.totals[uint32_t(best[i])]), seq(best[i])});
 }
 
 }  // namespace nestvec
