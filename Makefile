@@ -114,8 +114,8 @@ bench-rest: $(STAMP)  ## requests a second over REST beside a bare route and the
 
 METRIC ?= cosine
 
-bench-promises: $(STAMP)  ## whether the promised recall is true of unseen queries, and what it costs (BASE= QUERIES= METRIC=)
-	$(BIN)/python -m nestvec.benchmarks.promises --base $(BASE) --queries $(QUERIES) --metric $(METRIC)
+bench-promises: $(STAMP)  ## whether the promised recall is true of unseen queries, and what it costs (BASE= QUERIES= METRIC= [ROWS=])
+	$(BIN)/python -m nestvec.benchmarks.promises --base $(BASE) --queries $(QUERIES) --metric $(METRIC) $(if $(ROWS),--rows $(ROWS))
 
 sanitize: $(STAMP)  ## the kernels' tests on a build with the address and undefined-behaviour sanitizers
 	$(BIN)/python scripts/sanitize.py

@@ -160,8 +160,11 @@ class Upkeep(ABC):
         )
         if calibrate:
             started = time.monotonic()
+            with self._part.keeper.current():  # the index is opened, as it would be for the first search
+                opened = time.monotonic()
             self._calibrate_new(progress or silent)
-            report.seconds["calibrate"] = round(time.monotonic() - started, 3)
+            ended = time.monotonic()
+            report.seconds.update(open=round(opened - started, 3), calibrate=round(ended - opened, 3))
         give_back()
         return report
 

@@ -22,8 +22,9 @@ def test_a_search_says_which_recall_it_has(cli: Cli, world: dict[str, str]) -> N
     found = json.loads(cli(*asked, "--recall", "0.9", "--json").stdout)
     assert (found["recall"]["target"], found["recall"]["basis"]["ks"]) == (0.9, [1, 10])
     assert "considered" not in json.dumps(found)
-    cheap = json.loads(cli(*asked, "--budget-ms", "0.000001", "--json").stdout)["recall"]
-    assert (cheap["target"], "budget" in cheap["reason"]) == (None, True)
+    for budget in (("--budget-ms", "0.000001"), ("--budget-bytes", "1")):
+        cheap = json.loads(cli(*asked, *budget, "--json").stdout)["recall"]
+        assert (cheap["target"], "budget" in cheap["reason"]) == (None, True)
     assert_one_line_error(cli(*asked, "--recall", "0.9", "--budget-ms", "1"), 2, "recall and budget_ms")
     assert_one_line_error(cli(*asked, "--recall", "1.5"), 2, "recall must be", "1.5")
 
@@ -107,7 +108,9 @@ def test_build_can_leave_calibration_for_later(cli: Cli, tmp_path: Path) -> None
     path = tmp_path / "v.npy"
     np.save(path, points(6000, 4))
     report = json.loads(cli("build", path, "-c", "later", "--metric", "dot", "--no-calibrate", "--json").stdout)
-    assert "calibrate" not in report["seconds"]
+    assert not {"open", "calibrate"} & set(report["seconds"])
+    whole = json.loads(cli("build", path, "-c", "now", "--metric", "dot", "--json").stdout)
+    assert {"open", "calibrate"} <= set(whole["seconds"])
     assert cli("frontier", "-c", "later").returncode == 2
 
 

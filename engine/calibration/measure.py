@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,7 +16,7 @@ from nestvec.engine.calibration.path import Margins, Shape, Step, descend, shrun
 from nestvec.engine.calibration.points import Calibration, Frontier, OperatingPoint, Source
 from nestvec.engine.calibration.trial import Band, CostModel, Ground, Outcome, Recordings, Trial, nested_filters
 from nestvec.engine.calibration.truth import Levels, Truth, find_truth
-from nestvec.engine.plan import WIDER, Plan
+from nestvec.engine.plan import Plan
 from nestvec.engine.progress import Progress
 from nestvec.index.lists.model import ListModel
 from nestvec.index.scan import exact_search
@@ -37,6 +38,7 @@ _EXPLORING = 7  # one query in so many does, where they are few: the others can 
 _PROMISED = {100: 1000, 1000: 100}  # queries that measure a path, at most; all for fewer neighbours, which say less
 _LEAST_RECALL = 0.7
 _FINE, _COARSE = 0.02, 0.1  # recall between neighbouring points
+_BANDS_AT_ONCE = 2  # what one does in Python does not keep the cores waiting then
 _AT_ONCE = 6  # points replayed together: few in vain where a path ends early
 _TURNED = 1.25  # a point that much dearer than one more careful, and what follows, nobody wants
 _START: Margins = (0.4, 0.2, 0.12, 0.08)  # generous, in units of the spread: probes, codes, stages
@@ -55,12 +57,16 @@ def measure(ground: Ground, generation: int, queries: F32, source: Source, progr
     truths = _truths(ground, levels, queries, list(wanted.values()), progress)
     exact_micros = _exact_micros(ground, queries)  # the pages of the rows are at hand by now
     slack = np.float32(-_SAME_SCORE) * _units(ground.model, queries)
+    bands: list[_Measurement] = []
+    for truth, (share, ks) in zip(truths, wanted.items(), strict=True):
+        progress("calibrate", 0, len(wanted))
+        band = Band(ground, share, levels > len(bands))
+        bands.append(_Measurement(band, ks, truth, slack, queries, exact_micros))
     frontiers: list[Frontier] = []
-    for done, (share, truth) in enumerate(zip(wanted, truths, strict=True)):
-        progress("calibrate", done, len(wanted))
-        band = Band(ground, share, levels > done)
-        frontiers += _Measurement(band, truth, slack, queries, exact_micros).frontiers(wanted[share])
-    progress("calibrate", len(wanted), len(wanted))
+    with ThreadPoolExecutor(_BANDS_AT_ONCE) as pool:  # nothing is timed any more
+        for done, found in enumerate(pool.map(_Measurement.frontiers, bands), 1):
+            frontiers += found
+            progress("calibrate", done, len(wanted))
     return Calibration(
         datetime.now(UTC).isoformat(timespec="milliseconds"),
         generation,
@@ -80,39 +86,60 @@ def _worthwhile(share: float, rows: int) -> list[int]:
     return [k for group in _GROUPS for k in group if k / share <= min(_DEEPEST, _MOST_OF_ROWS * rows)]
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Of ks that share a recording: trials of the queries that find their paths, and of those that promise; where the
+    paths start that are not another k's."""
+
+    ks: list[int]
+    explored: dict[int, Trial]
+    promised: dict[int, Trial]
+    opened: dict[int, list[Margins]]
+    cost: CostModel
+
+
 class _Measurement:
-    """Of one band: `frontiers` makes those of some ks."""
+    """Of some ks in one band: made, it knows where paths start and what searches cost; `frontiers` does the rest."""
 
-    def __init__(self, band: Band, truth: Truth, slack: F32, queries: F32, exact_micros: float) -> None:
-        """`slack` f32 [b] is added to the k-th best score of each of queries f32 [b, dims]; `truth`: the band's."""
-        self._band, self._truth, self._slack, self._queries = band, truth, slack, queries
-        self._exact_micros = exact_micros
+    def __init__(self, band: Band, ks: Sequence[int], truth: Truth, slack: F32, queries: F32, exact: float) -> None:
+        """`slack` f32 [b] is added to the k-th best score of each of queries f32 [b, dims]; `truth`: the band's;
+        `exact`: what its scan takes for a row, in microseconds. A k whose path serves others is among `ks` with
+        them."""
+        self._band, self._truth, self._slack, self._queries, self._exact = band, truth, slack, queries, exact
+        self._starts: dict[int, Margins] = {}
         self._paths: dict[int, list[Step]] = {}
-
-    def frontiers(self, ks: Sequence[int]) -> list[Frontier]:
-        """Those of `ks`, in which a k whose path serves others comes before them."""
         groups = [[k for k in group if k in ks] for group in _GROUPS]
-        return [frontier for group in groups if group for frontier in self._together(group)]
+        self._groups = [self._group(group) for group in groups if group]
 
-    def _together(self, ks: list[int]) -> list[Frontier]:
-        """Frontiers that share a recording."""
+    def frontiers(self) -> list[Frontier]:
+        """Those of all ks."""
+        return [frontier for group in self._groups for frontier in self._together(group)]
+
+    def _group(self, ks: list[int]) -> _Group:
         batch = self._queries[: max(_split(k, len(self._queries))[1].stop for k in ks)]
-        kth = {k: (self._truth.kth(k) + self._slack)[: len(batch)] for k in ks}
-        true = {k: self._truth.reaching(kth[k]) for k in ks}
         explored, promised = {}, {}
         for k in ks:
-            explored[k], promised[k] = (
-                Trial(self._band, k, batch, kth[k], true[k], some) for some in _split(k, len(batch))
-            )
+            kth = (self._truth.kth(k) + self._slack)[: len(batch)]
+            true = self._truth.reaching(kth)
+            explored[k], promised[k] = (Trial(self._band, k, batch, kth, true, some) for some in _split(k, len(batch)))
         opened = {k: self._opened(explored[k]) for k in ks if _PATH_OF.get(k) not in ks}
-        cost = CostModel(explored[ks[0]], _shape(explored[ks[0]]).plan(opened[ks[0]][-1]), self._exact_micros)
+        self._starts.update((k, each[0]) for k, each in opened.items())
+        first = explored[ks[0]]
+        return _Group(
+            ks, explored, promised, opened, CostModel(first, _shape(first).plan(opened[ks[0]][-1]), self._exact)
+        )
+
+    def _together(self, group: _Group) -> list[Frontier]:
+        """Frontiers that share a recording."""
+        ks, promised, opened = group.ks, group.promised, group.opened
+        widest = group.explored[max(ks)]
         # Who takes no part in finding a path need not be recorded where it is known.
         first = min(promised[k].chosen.start if _PATH_OF.get(k) in self._paths else 0 for k in ks)
-        asked, depths = range(first, len(batch)), np.maximum.reduce(list(true.values()))
-        run = self._runner(explored[max(ks)], asked, list(opened.values()), depths, cost)
+        depths = np.maximum.reduce([trial.true for trial in promised.values()])
+        run = self._runner(widest, range(first, len(widest.batch)), list(opened.values()), depths, group.cost)
         found = []
         for k in ks:
-            path = self._paths.get(_PATH_OF.get(k, 0)) or _path(explored[k], opened[k], run)
+            path = self._paths.get(_PATH_OF.get(k, 0)) or _path(group.explored[k], opened[k], run)
             self._paths[k] = path
             margins = spread_out(path, _COARSE if k == KS[-1] else _FINE)
             found.append(_frontier(promised[k], [*dict.fromkeys([*opened.get(k, [])[:1], *margins])], run))
@@ -122,8 +149,7 @@ class _Measurement:
         """Where the path of a trial starts."""
         shape, recordings = _shape(trial), None
         start = _start(trial.k, shape)
-        if (path := self._paths.get(_PATH_OF.get(trial.k, 0))) is not None:
-            margins = path[0].margins
+        if (margins := self._starts.get(_PATH_OF.get(trial.k, 0))) is not None:
             if trial.recall(shape.plan(margins), None) < _ENOUGH:
                 margins = tuple(min(_MORE * each, most) for each, most in zip(margins, start, strict=True))
             return [margins]
@@ -140,8 +166,7 @@ class _Measurement:
         if self._band.ground.route == "ehi":
             return lambda trial, plans: trial.search(plans, cost)
         widest = tuple(max(margins) for margins in zip(*(one[0] for one in opened), strict=True))
-        shape = _shape(trial)
-        plan = replace(shape, shortlist=WIDER * shape.shortlist).plan(widest)  # who finds too few is asked again
+        plan = _shape(trial).plan(widest)
         recordings = Recordings(self._band, trial.batch, asked, trial.k, plan, self._truth, depths)
         return lambda trial, plans: trial.replay(recordings, plans, cost)
 

@@ -24,7 +24,7 @@ Int64 = NDArray[np.int64]
 Levels = NDArray[np.uint8]
 """How many of some nested filters, widest first, each row passes."""
 
-_BLOCK_NUMBERS = 1 << 25  # stored numbers between two ticks: a fraction of a second
+_BLOCK_NUMBERS = 1 << 27  # stored numbers between two ticks: a fraction of a second
 _SAMPLE = 12_000  # rows from which the depth of each query's list is guessed
 _SPREADS, _SLACK = 4, 3  # guesses err: lists are longer than asked for by so many standard deviations, and rows
 
@@ -139,10 +139,11 @@ def _best_of(parts: Sequence[NDArray[Any]], chosen: Int64, queries: F32, count: 
         inside = chosen[(chosen >= first) & (chosen < first + len(vectors))] - first
         sample.append(_scores(vectors[inside], queries, metric))
         first += len(vectors)
-    scores = -np.concatenate(sample, axis=1)
-    if count < scores.shape[1]:
-        scores = np.partition(scores, count, axis=1)[:, :count]
-    return -np.sort(scores, axis=1)
+    scores = sample[0] if len(sample) == 1 else np.concatenate(sample, axis=1)
+    worse = max(scores.shape[1] - count, 0)
+    if 0 < worse < scores.shape[1]:
+        scores.partition(worse, axis=1)
+    return np.sort(scores[:, worse:], axis=1)[:, ::-1]
 
 
 def _scores(vectors: NDArray[Any], queries: F32, metric: Metric) -> F32:

@@ -25,6 +25,7 @@ inline void rank_rows(Recording& recording, const std::vector<uint64_t>& names) 
         met[slot(names[i])] = true;
     }
     std::sort(sorted.begin(), sorted.end());
+    recording.ranks.reserve(recording.names.size());
     for (const uint64_t name : recording.names) {
         uint32_t rank = kUntrue;
         if (met[slot(name)]) {

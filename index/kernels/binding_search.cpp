@@ -116,7 +116,9 @@ class SearcherHolder {
             if (good)
                 in_order(routed, size_t(threads), [&](size_t i) {
                     Recording& one = (*recorded)[i];
-                    searcher_->record(batch.queries + i * searcher_->model().dims, batch.k, batch.plan, thread_scratch(), one);
+                    const Route& route = routed.routes[i];
+                    searcher_->record(batch.queries + i * searcher_->model().dims, batch.k, batch.plan, route,
+                                      routed.lists[i]->data() + route.start, thread_scratch(), one);
                     const int64_t* start = data<int64_t>(starts) + i;
                     rank_rows(one, names(data<int64_t>(rows) + start[0], data<int64_t>(rows) + start[1]));
                 });

@@ -45,13 +45,13 @@ inline uint64_t make_key(float score, uint32_t number) {
     score += 0.0f;  // -0 becomes +0, so that equal scores have equal bits
     uint32_t bits;
     std::memcpy(&bits, &score, 4);
-    const uint32_t ascending = (bits & 0x80000000u) ? ~bits : (bits | 0x80000000u);
-    return (uint64_t(~ascending) << 32) | number;
+    const uint32_t descending = bits ^ (~uint32_t(int32_t(bits) >> 31) & 0x7FFFFFFFu);  // no branch: signs come as they like
+    return (uint64_t(descending) << 32) | number;
 }
 
 inline float key_score(uint64_t key) {
-    const uint32_t ascending = ~uint32_t(key >> 32);
-    const uint32_t bits = (ascending & 0x80000000u) ? (ascending & 0x7FFFFFFFu) : ~ascending;
+    const uint32_t descending = uint32_t(key >> 32);
+    const uint32_t bits = descending ^ (~uint32_t(int32_t(descending) >> 31) & 0x7FFFFFFFu);
     float score;
     std::memcpy(&score, &bits, 4);
     return score;

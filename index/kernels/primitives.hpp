@@ -76,7 +76,12 @@ struct Primitives {
 
     // lanes[j % kLanes] += e^(x[j] - most) in float64, j ascending; most >= x[j].
     void (*add_exps)(const float* x, size_t n, float most, double* lanes);
+
+    // Sorts keys that all differ, ascending.
+    void (*sort_keys)(uint64_t* keys, size_t n);
 };
+
+constexpr size_t kCounted = 128;  // keys that are sorted by counting, for each, how many are smaller: no branch to guess
 
 // e^x of x <= 0 to 2 units in the last place, by steps that any instruction set rounds alike and the compiler takes
 // several at a time: Cephes' expf, the power of two by the bits of a sum. Below -87 that of -87, compared as bits, the fewer

@@ -253,7 +253,23 @@ NESTVEC_AVX2 void squares(const float* a, const float* b, size_t n, double* lane
 
 NESTVEC_AVX2 void add_exps(const float* x, size_t n, float most, double* lanes) { add_exps_of(x, n, most, lanes); }
 
-constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps};
+NESTVEC_AVX2 void sort_keys(uint64_t* keys, size_t n) {
+    if (n > kCounted) return std::sort(keys, keys + n);
+    constexpr uint64_t kSign = uint64_t(1) << 63;  // comparisons are of signed numbers
+    uint64_t copy[kCounted], ranks[4];
+    for (size_t i = 0; i < n; ++i) copy[i] = keys[i] ^ kSign;
+    std::fill(copy + n, copy + (n + 3) / 4 * 4, ~kSign);
+    for (size_t i = 0; i < n; i += 4) {
+        const __m256i mine = _mm256_loadu_si256((const __m256i*)(copy + i));
+        __m256i smaller = _mm256_setzero_si256();
+        for (size_t j = 0; j < n; ++j)
+            smaller = _mm256_sub_epi64(smaller, _mm256_cmpgt_epi64(mine, _mm256_set1_epi64x(int64_t(copy[j]))));
+        _mm256_storeu_si256((__m256i*)ranks, smaller);
+        for (size_t j = 0; j < 4 && i + j < n; ++j) keys[ranks[j]] = copy[i + j] ^ kSign;
+    }
+}
+
+constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps, sort_keys};
 
 }  // namespace
 

@@ -74,19 +74,22 @@ NESTVEC_AVX512 NESTVEC_INLINE void add_group(const uint8_t* codes, const int8_t*
     }
 }
 
-// Two groups at a time: as many sums again, so that none waits for the last.
+// A few groups at a time, each with sums of its own, so that none waits for the last.
 template <size_t kLines>
 NESTVEC_AVX512 NESTVEC_INLINE void dots_family(const uint8_t* codes, size_t groups, const int8_t* query,
                                                const uint8_t* ahead, int32_t* out) {
-    __m512i sums[2][kLines];
+    constexpr size_t kStep = kLines == 1 ? 8 : kLines == 2 ? 4 : 2;
+    __m512i sums[kStep][kLines];
     for (auto& row : sums)
         for (__m512i& sum : row) sum = _mm512_setzero_si512();
     size_t g = 0;
-    for (; g + 2 <= groups; g += 2, codes += 128 * kLines, ahead += 128 * kLines)
-        for (size_t half = 0; half < 2; ++half)
-            add_group<kLines>(codes + 64 * kLines * half, query + 4 * (g + half), ahead + 64 * kLines * half, sums[half]);
-    if (g < groups) add_group<kLines>(codes, query + 4 * g, ahead, sums[0]);
-    for (size_t i = 0; i < kLines; ++i) _mm512_storeu_si512(out + 16 * i, _mm512_add_epi32(sums[0][i], sums[1][i]));
+    for (; g + kStep <= groups; g += kStep, codes += 64 * kStep * kLines, ahead += 64 * kStep * kLines)
+        for (size_t i = 0; i < kStep; ++i)
+            add_group<kLines>(codes + 64 * kLines * i, query + 4 * (g + i), ahead + 64 * kLines * i, sums[i]);
+    for (; g < groups; ++g, codes += 64 * kLines, ahead += 64 * kLines) add_group<kLines>(codes, query + 4 * g, ahead, sums[0]);
+    for (size_t i = 1; i < kStep; ++i)
+        for (size_t l = 0; l < kLines; ++l) sums[0][l] = _mm512_add_epi32(sums[0][l], sums[i][l]);
+    for (size_t l = 0; l < kLines; ++l) _mm512_storeu_si512(out + 16 * l, sums[0][l]);
 }
 
 NESTVEC_AVX512 void family_dots(const uint8_t* codes, size_t width, size_t groups, const int8_t* query,
@@ -298,7 +301,25 @@ NESTVEC_AVX512 void squares(const float* a, const float* b, size_t n, double* la
 
 NESTVEC_AVX512 void add_exps(const float* x, size_t n, float most, double* lanes) { add_exps_of(x, n, most, lanes); }
 
-constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps};
+NESTVEC_AVX512 void sort_keys(uint64_t* keys, size_t n) {
+    if (n > kCounted) return std::sort(keys, keys + n);
+    uint64_t copy[kCounted], ranks[8];
+    std::copy(keys, keys + n, copy);
+    std::fill(copy + n, copy + (n + 7) / 8 * 8, ~uint64_t(0));
+    const __m512i one = _mm512_set1_epi64(1);
+    for (size_t i = 0; i < n; i += 8) {
+        const __m512i mine = _mm512_loadu_si512(copy + i);
+        __m512i smaller = _mm512_setzero_si512();
+        for (size_t j = 0; j < n; ++j) {
+            const __mmask8 less = _mm512_cmplt_epu64_mask(_mm512_set1_epi64(int64_t(copy[j])), mine);
+            smaller = _mm512_mask_add_epi64(smaller, less, smaller, one);
+        }
+        _mm512_storeu_si512(ranks, smaller);
+        for (size_t j = 0; j < 8 && i + j < n; ++j) keys[ranks[j]] = copy[i + j];
+    }
+}
+
+constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps, sort_keys};
 
 }  // namespace
 

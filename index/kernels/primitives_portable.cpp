@@ -148,7 +148,9 @@ void squares(const float* a, const float* b, size_t n, double* lanes) {
 
 void add_exps(const float* x, size_t n, float most, double* lanes) { add_exps_of(x, n, most, lanes); }
 
-constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps};
+void sort_keys(uint64_t* keys, size_t n) { std::sort(keys, keys + n); }
+
+constexpr Primitives kAll{centroid_dots, family_dots, sum_blocks, within, count_within, pick, add_dots, products, entries, peak, quantise, split, list_scores, at_least, squares, add_exps, sort_keys};
 
 }  // namespace
 

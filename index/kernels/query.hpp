@@ -120,8 +120,12 @@ size_t cut(const float* scores, const uint64_t* keys, const Name& name, size_t n
             return scores[a] != scores[b] ? scores[a] > scores[b] : name(keys[a]) < name(keys[b]);
         };
         std::nth_element(order, order + (keep - 1), order + within, better);
-        within = keep;
-        std::sort(order, order + within);  // ascending, so that moving to the front overwrites nothing
+        const uint64_t last = order[keep - 1];
+        within = 0;
+        for (size_t i = 0; i < n; ++i) {  // ascending, so that moving to the front overwrites nothing
+            order[within] = i;
+            within += size_t(!(scores[i] < least) && !better(last, i));
+        }
     }
     for (size_t i = 0; i < within; ++i) move(i, size_t(order[i]));
     return within;

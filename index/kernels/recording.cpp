@@ -40,15 +40,17 @@ uint32_t nth_least(const std::vector<uint16_t>& deficits, size_t n, std::vector<
 
 }  // namespace
 
-bool Searcher::record(const float* vector, size_t k, const Plan& plan, Scratch& s, Recording& recording) const {
-    s.lists.clear();
-    Route route;
-    if (!this->route(vector, 1, k, plan, s, &route)) return false;
-    Query query{vector, k, plan, s, route, s.lists.data()};
+void Searcher::record(const float* vector, size_t k, const Plan& plan, const Route& route, const uint64_t* lists,
+                      Scratch& s, Recording& recording) const {
+    Query query{vector, k, plan, s, route, lists};
     query.recording = &recording;
+    s.recorded_rows.clear();
+    s.recorded_deficits.clear();
     schedule(query);
     make_tables(query);
     scan(query);
+    recording.rows = s.recorded_rows;  // a copy takes no more than its size
+    recording.deficits = s.recorded_deficits;
     s.keys.assign(s.candidates.keys(), s.candidates.keys() + s.candidates.size());
     query.rows = s.keys.size();
     recording.unit = route.unit;
@@ -64,14 +66,18 @@ bool Searcher::record(const float* vector, size_t k, const Plan& plan, Scratch& 
         for (; i < recording.ends[list + 1]; ++i) known = std::max(known, recording.rows[i] + 1);
         recording.known.push_back(known);
     }
-    recording.names.reserve(s.keys.size());
-    for (const uint64_t key : s.keys) recording.names.push_back(row_key(key));
+    recording.names.resize(s.keys.size());
+    for (size_t i = 0; i < s.keys.size(); ++i) {
+        const uint64_t coming = s.keys[std::min(i + kRowsAhead, s.keys.size() - 1)];
+        if (const uint32_t* row_at = segments_[size_t(coming >> 32)].row_at) NESTVEC_PREFETCH(row_at + uint32_t(coming));
+        recording.names[i] = row_key(s.keys[i]);
+    }
     record_stages(query);
-    return true;
 }
 
 void Searcher::record_stages(Query& query) const {
     size_t int8_from = 0, stored_from = 0;
+    query.recording->scores.reserve(query.plan.stages.size() * query.rows);
     for (const Stage& stage : query.plan.stages) {
         if (stage.int8) {
             if (int8_from == 0) weigh(query);

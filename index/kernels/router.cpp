@@ -14,6 +14,9 @@ namespace {
 // Among the best lists of a search with at most so many probes, count is kept of which they are.
 constexpr size_t kLed = 16;
 
+// How far below the best node others are put in order at first, and by what that grows: a sort of few is soon done.
+constexpr float kNear = 1.0f, kWider = 1.5f;
+
 // The least of the best `most` of all scores so far, once there are so many; `leading` holds those, least first as a heap.
 float led_from(const float* scores, size_t n, size_t most, std::vector<float>& leading) {
     const auto above = std::greater<float>();
@@ -67,58 +70,67 @@ const float* Searcher::router_features(const float* vector, const Router& router
     return seen;
 }
 
-// Whether the lists below the first `count` parents that score above that hold so many postings.
-bool Searcher::filled(const uint64_t* parents, size_t count, size_t siblings, const float* scores, float above,
-                      int64_t wanted) const {
-    for (size_t i = 0; i < count && wanted > 0; ++i) {
-        const size_t first = size_t(uint32_t(parents[i])) * siblings;
-        for (size_t list = first; list < first + siblings; ++list)
-            if (scores[list] > above) wanted -= postings_[list];
-    }
+// Whether lists that score above that hold so many postings.
+bool Searcher::filled(const Scored& lists, float above, int64_t wanted, Scratch& s) const {
+    uint32_t* places = sized(s.positions, lists.count);
+    const size_t found = primitives_.at_least(lists.scores, lists.count, above, places);
+    for (size_t i = 0; i < found && wanted > 0; ++i)
+        if (lists.scores[places[i]] > above) wanted -= postings_[lists.numbers[places[i]]];
     return wanted <= 0;
 }
 
-// The score of every list, a log-probability less what is the same for all; -infinity where it is beyond the beam, or
-// below a node that is less probable than all lists to visit. The greatest.
-float Searcher::tree_scores(const float* vector, size_t k, const Plan& plan, Scratch& s, float* scores) const {
+// The lists that a search may visit, each with its log-probability less what is the same for all.
+Searcher::Scored Searcher::tree_scores(const float* vector, size_t k, const Plan& plan, Scratch& s) const {
     const Router& router = *model_.router;
     const Layer& root = router.heads[0];
     const float* seen = router_features(vector, router, s);
     const Input input = read_in(seen, router.dims, root, s);
-    const size_t levels = router.heads.size();
-    if (levels == 1) return layer_out(root, 0, 0, input, s, scores);
-    const int64_t wanted = kPostingsPerHit * int64_t(k);
-    size_t nodes = root.nodes;
-    float best = layer_out(root, 0, 0, input, s, sized(s.level, nodes));
-    for (size_t level = 1; level < levels; ++level) {
-        const Layer& layer = router.heads[level];
-        const bool last = level + 1 == levels;
-        const size_t below = model_.partitions / nodes;
-        const size_t reach = std::max(router.beam, (std::min(plan.probes, model_.partitions) + below - 1) / below);
-        const size_t width = std::min(reach, nodes);
-        uint64_t* keys = sized(s.order, nodes);
-        for (size_t i = 0; i < nodes; ++i) keys[i] = make_key(s.level[i], uint32_t(i));
-        if (width < nodes) std::nth_element(keys, keys + width, keys + nodes);
-        if (last) std::sort(keys, keys + width);
-        float* found = last ? scores : sized(s.below, layer.nodes);
-        best = -std::numeric_limits<float>::infinity();
-        std::fill_n(found, layer.nodes, best);
-        float led = best;
-        s.leading.clear();
-        for (size_t i = 0; i < width; ++i) {
-            const size_t parent = uint32_t(keys[i]), next = uint32_t(keys[std::min(i + 1, width - 1)]);
-            const float score = s.level[parent];
-            if (last && (score < led || (score < best - plan.probe_margin &&
-                                         filled(keys, i, layer.siblings, scores, score, wanted))))
-                break;
-            float* out = found + parent * layer.siblings;
-            best = std::max(best, children(layer, parent, next, score, input, s, out));
-            if (last && plan.probes <= kLed) led = led_from(out, layer.siblings, plan.probes, s.leading);
-        }
+    const float best = layer_out(root, 0, 0, input, s, sized(s.level, root.nodes));
+    Scored found{s.level.data(), nullptr, root.nodes, best};
+    for (size_t level = 1; level < router.heads.size(); ++level) {
+        found = level_below(found, level, input, k, plan, s);
         s.level.swap(s.below);
-        nodes = layer.nodes;
+        s.level_numbers.swap(s.below_numbers);
     }
-    return best;
+    return found;
+}
+
+// The children of the best nodes of a level, in s.below: of as many as the beam is wide, and of those above lists no more
+// once a node is less probable than all lists to visit.
+Searcher::Scored Searcher::level_below(const Scored& above, size_t level, const Input& input, size_t k, const Plan& plan,
+                                       Scratch& s) const {
+    const Layer& layer = model_.router->heads[level];
+    const bool last = level + 1 == model_.router->heads.size();
+    const size_t siblings = layer.siblings, parents = layer.nodes / siblings, below = model_.partitions / parents;
+    const size_t reach = std::max(model_.router->beam, (std::min(plan.probes, model_.partitions) + below - 1) / below);
+    const size_t width = std::min(reach, parents), start = s.lists.size();
+    float* scores = sized(s.below, width * siblings);
+    uint32_t* numbers = sized(s.below_numbers, width * siblings);
+    Scored read{scores, numbers, 0, -std::numeric_limits<float>::infinity()};
+    float led = read.best;
+    s.leading.clear();
+    size_t i = 0;
+    const auto enough = [&](float score) {
+        return score < led || (score < read.best - plan.probe_margin && filled(read, score, kPostingsPerHit * int64_t(k), s));
+    };
+    // Those within the margin are read, those beyond it rarely: they are put in order as far as they are asked for.
+    float within = last ? std::max(plan.probe_margin, kNear) : std::numeric_limits<float>::infinity();
+    for (size_t found = 0; i == found && i < width; within *= kWider) {
+        s.lists.resize(start);
+        found = list_keys(above, above.best - within, width, s);
+        const uint64_t* keys = s.lists.data() + start;
+        for (; i < found && !(last && enough(key_score(keys[i]))); ++i) {
+            const uint32_t parent = uint32_t(keys[i]), next = uint32_t(keys[std::min(i + 1, found - 1)]);
+            float* out = scores + read.count;
+            read.best = std::max(read.best, children(layer, parent, next, key_score(keys[i]), input, s, out));
+            for (uint32_t j = 0; j < siblings; ++j) numbers[read.count + j] = parent * uint32_t(siblings) + j;
+            read.count += siblings;
+            if (last && plan.probes <= kLed) led = led_from(out, siblings, plan.probes, s.leading);
+        }
+        if (std::isinf(within)) break;
+    }
+    s.lists.resize(start);
+    return read;
 }
 
 // out[j] = the parent's score + the log-probability of its child j among its children. The greatest.

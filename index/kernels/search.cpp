@@ -12,6 +12,7 @@ namespace {
 
 constexpr float kDeficitAtMiddle = 160.0f;  // where the middle of all tables together lies on the scale of 255
 constexpr size_t kBlocksAhead = 2;          // of codes, fetched while another is summed
+constexpr float kWidest = 32;               // margins: beyond so many all lists are looked at
 constexpr size_t kExpected = 12;            // candidates of a recording, likewise
 
 using Clock = std::chrono::steady_clock;
@@ -62,9 +63,7 @@ bool Searcher::route(const float* vectors, size_t count, size_t k, const Plan& p
     if (model_.router) {
         for (size_t q = 0; q < count; ++q, vectors += model_.dims) {
             if (!measure(vectors, routes[q])) return false;
-            float* scores = sized(s.scores, model_.partitions);
-            routes[q].best = tree_scores(vectors, k, plan, s, scores);
-            choose_lists(scores, plan.probe_margin, k, plan, s, routes[q]);
+            choose_lists(tree_scores(vectors, k, plan, s), plan.probe_margin, k, plan, s, routes[q]);
             rescore_lists(vectors, s, routes[q]);
         }
         return true;
@@ -85,40 +84,45 @@ bool Searcher::route(const float* vectors, size_t count, size_t k, const Plan& p
     primitives_.centroid_dots(model_.centroid_codes, model_.partitions, model_.groups, s.query8.data(), count, dots);
     float* scores = sized(s.scores, width);
     for (size_t q = 0; q < count; ++q) {
-        routes[q].best = primitives_.list_scores(dots + q * width, model_.partitions, shifts[q], scales[q],
-                                                 model_.l2 ? model_.centroid_bias : nullptr, scores);
-        choose_lists(scores, plan.probe_margin * routes[q].unit, k, plan, s, routes[q]);
+        const float best = primitives_.list_scores(dots + q * width, model_.partitions, shifts[q], scales[q],
+                                                   model_.l2 ? model_.centroid_bias : nullptr, scores);
+        const Scored all{scores, nullptr, model_.partitions, best};
+        choose_lists(all, plan.probe_margin * routes[q].unit, k, plan, s, routes[q]);
     }
     return true;
 }
 
 // Appends to s.lists the keys of all lists with a score of at least `least`, the best `most` of them in order; how many.
-size_t Searcher::list_keys(const float* scores, float least, size_t most, Scratch& s) const {
-    uint32_t* numbers = sized(s.positions, model_.partitions);
-    const size_t found = primitives_.at_least(scores, model_.partitions, least, numbers), start = s.lists.size();
+size_t Searcher::list_keys(const Scored& lists, float least, size_t most, Scratch& s) const {
+    uint32_t* places = sized(s.positions, lists.count);
+    const size_t found = primitives_.at_least(lists.scores, lists.count, least, places), start = s.lists.size();
     s.lists.resize(start + found);
     uint64_t* keys = s.lists.data() + start;
-    for (size_t i = 0; i < found; ++i) keys[i] = make_key(scores[numbers[i]], numbers[i]);
+    for (size_t i = 0; i < found; ++i)
+        keys[i] = make_key(lists.scores[places[i]], lists.numbers ? lists.numbers[places[i]] : places[i]);
     if (most < found) std::nth_element(keys, keys + most, keys + found);
-    std::sort(keys, keys + std::min(most, found));
+    primitives_.sort_keys(keys, std::min(most, found));
     return std::min(most, found);
 }
 
 // Appends the keys of the lists to visit, best first, to s.lists. `reach`: the probe margin in the scores' own scale.
-void Searcher::choose_lists(const float* scores, float reach, size_t k, const Plan& plan, Scratch& s, Route& route) const {
-    // A tree's beam reaches as many lists as may be visited; the others, at -infinity, need no sorting.
-    const float all = model_.router ? std::numeric_limits<float>::lowest() : -std::numeric_limits<float>::infinity();
-    const float least = std::isinf(plan.probe_margin) ? all : route.best - reach;
+void Searcher::choose_lists(const Scored& lists, float reach, size_t k, const Plan& plan, Scratch& s, Route& route) const {
+    const float all = -std::numeric_limits<float>::infinity(), least = std::isinf(plan.probe_margin) ? all : lists.best - reach;
     const int64_t wanted = kPostingsPerHit * int64_t(k);
+    route.best = lists.best;
     route.start = s.lists.size();
-    route.lists = list_keys(scores, least, plan.probes, s);
+    route.lists = list_keys(lists, least, plan.probes, s);
     int64_t postings = 0;
     for (size_t i = 0; i < route.lists; ++i) postings += postings_[uint32_t(s.lists[route.start + i])];
-    if (postings < wanted && route.lists < std::min(plan.probes, model_.partitions)) {  // rare: too few to choose from
+    // Too few to choose from: those of twice the reach, of four times, and so on.
+    const size_t most = std::min(plan.probes, lists.count);
+    for (float wider = 2 * reach; postings < wanted && route.lists < most && !std::isinf(plan.probe_margin); wider *= 2) {
+        const float from = wider > 0 && wider < kWidest * reach ? lists.best - wider : all;
         s.lists.resize(route.start);
-        const size_t found = list_keys(scores, all, plan.probes, s);
+        const size_t found = list_keys(lists, from, most, s);
         for (; route.lists < found && postings < wanted; ++route.lists)
             postings += postings_[uint32_t(s.lists[route.start + route.lists])];
+        if (from == all) break;
     }
     s.lists.resize(route.start + route.lists);
     route.postings = postings;
@@ -227,11 +231,12 @@ void Searcher::admit(Query& query) const {
     if (query.pending.found == 0) return;
     if (!query.recording) return admit_each<false>(query, [](uint32_t, uint32_t) {});
     Recording& recording = *query.recording;
-    recording.ends.resize(query.pending.rank + 1, uint32_t(recording.rows.size()));
+    Scratch& s = query.s;
+    recording.ends.resize(query.pending.rank + 1, uint32_t(s.recorded_rows.size()));
     admit_each<true>(query, [&](uint32_t row, uint32_t deficit) {
-        if (query.s.candidates.deficit(row) < deficit) return;  // a list before has it closer
-        recording.rows.push_back(row);
-        recording.deficits.push_back(uint16_t(deficit));
+        if (s.candidates.deficit(row) < deficit) return;  // a list before has it closer
+        s.recorded_rows.push_back(row);
+        s.recorded_deficits.push_back(uint16_t(deficit));
     });
 }
 

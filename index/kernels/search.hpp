@@ -113,7 +113,8 @@ struct Scratch {
     std::vector<float> scores, products, greatest, least, weights, row_scores, sorted, hidden, seen, level, below, leading;
     std::vector<uint64_t> lists, keys, order, merged;
     std::vector<uint8_t> tables, deficits, pending_deficits;
-    std::vector<uint32_t> positions, pending_positions;
+    std::vector<uint32_t> positions, pending_positions, level_numbers, below_numbers, recorded_rows;
+    std::vector<uint16_t> recorded_deficits;
     std::vector<const uint8_t*> blocks, addresses;
     std::vector<double> query64, totals, squares;
     std::vector<int64_t> rows;
@@ -140,8 +141,9 @@ class Searcher {
     void answer(const float* query, size_t k, const Plan& plan, const Route& route, const uint64_t* lists,
                 Scratch& scratch, Counters counters) const;
 
-    // A search whose cuts are not made but recorded; see recording.hpp. Returns false where the query is not finite.
-    bool record(const float* query, size_t k, const Plan& plan, Scratch& scratch, Recording& recording) const;
+    // An answer whose cuts are not made but recorded; see recording.hpp.
+    void record(const float* query, size_t k, const Plan& plan, const Route& route, const uint64_t* lists, Scratch& scratch,
+                Recording& recording) const;
 
     // The same over other segments, which hold of every list the postings of allowed rows alone: see Narrowed. Counts
     // stay those of all postings.
@@ -159,18 +161,25 @@ class Searcher {
         float step;
         int32_t shift;
     };
+    struct Scored {  // nodes of a tree, or lists, and the best of their scores
+        const float* scores;
+        const uint32_t* numbers;  // or null: 0, 1 and so on
+        size_t count;
+        float best;
+    };
 
     Input read_in(const float* x, size_t n, const Layer& layer, Scratch& scratch) const;
     float layer_out(const Layer& layer, size_t parent, size_t next, const Input& input, Scratch& scratch, float* out) const;
     const float* router_features(const float* vector, const Router& router, Scratch& scratch) const;
-    float tree_scores(const float* vector, size_t k, const Plan& plan, Scratch& scratch, float* scores) const;
-    bool filled(const uint64_t* parents, size_t count, size_t siblings, const float* scores, float above, int64_t wanted) const;
+    Scored tree_scores(const float* vector, size_t k, const Plan& plan, Scratch& scratch) const;
+    Scored level_below(const Scored& above, size_t level, const Input& input, size_t k, const Plan& plan, Scratch& scratch) const;
+    bool filled(const Scored& lists, float above, int64_t wanted, Scratch& scratch) const;
     float children(const Layer& layer, size_t parent, size_t next, float score, const Input& input, Scratch& scratch,
                    float* out) const;
     void rescore_lists(const float* vector, Scratch& scratch, Route& route) const;
     bool measure(const float* vector, Route& route) const;
-    size_t list_keys(const float* scores, float least, size_t most, Scratch& scratch) const;
-    void choose_lists(const float* scores, float reach, size_t k, const Plan& plan, Scratch& scratch, Route& route) const;
+    size_t list_keys(const Scored& lists, float least, size_t most, Scratch& scratch) const;
+    void choose_lists(const Scored& lists, float reach, size_t k, const Plan& plan, Scratch& scratch, Route& route) const;
     void schedule(Query& query) const;
     void make_tables(Query& query) const;
     void make_bias_table(Query& query, float step) const;

@@ -32,6 +32,7 @@ Recall = Annotated[
     float | None, typer.Option("--recall", help="Mean share of the true best to find, such as 0.95. [default: 0.95]")
 ]
 BudgetMs = Annotated[float | None, typer.Option("--budget-ms", help="Instead: the best for so many milliseconds.")]
+BudgetBytes = Annotated[float | None, typer.Option("--budget-bytes", help="Instead: the best for so many bytes read.")]
 Sources = Annotated[
     list[Path],
     typer.Argument(metavar="SOURCE...", help=".npy .npz .fvecs .bvecs .parquet .jsonl .jsonl.gz", show_default=False),

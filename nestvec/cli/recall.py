@@ -10,6 +10,7 @@ import typer
 
 from nestvec.cli.options import (
     DEFAULT_DB,
+    BudgetBytes,
     BudgetMs,
     Collection,
     Db,
@@ -133,6 +134,7 @@ def explain(
     filter: Filter = None,
     recall: Recall = None,
     budget_ms: BudgetMs = None,
+    budget_bytes: BudgetBytes = None,
     plan: Annotated[str | None, typer.Option(metavar="JSON", help="Explain this plan instead of a chosen one.")] = None,
     db: Db = DEFAULT_DB,
     url: Url = None,
@@ -146,7 +148,7 @@ def explain(
     wanted, how = json_object(filter, "--filter"), json_object(plan, "--plan")
     vector = None if vector_file is None else read_vector(vector_file)
     asked: dict[str, Any] = {"k": k, "filter": wanted, "recall": recall, "budget_ms": budget_ms}
-    asked["plan"] = None if how is None else Plan.from_json(how)
+    asked |= {"budget_bytes": budget_bytes, "plan": None if how is None else Plan.from_json(how)}
     with reached(db, url) as store:
         target = store.collection(collection)
         found = target.explain(vector, text=query, **asked)

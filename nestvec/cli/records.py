@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from nestvec.cli.options import DEFAULT_DB, BudgetMs, Collection, Db, Filter, Json, Recall, Url, json_object
+from nestvec.cli.options import (
+    DEFAULT_DB,
+    BudgetBytes,
+    BudgetMs,
+    Collection,
+    Db,
+    Filter,
+    Json,
+    Recall,
+    Url,
+    json_object,
+)
 from nestvec.cli.output import note, print_json, print_line, print_result, print_table, printable
 from nestvec.cli.targets import reached
 
@@ -37,6 +48,7 @@ def search(
     ] = None,
     recall: Recall = None,
     budget_ms: BudgetMs = None,
+    budget_bytes: BudgetBytes = None,
     exact: Annotated[bool, typer.Option("--exact", help="Score every record: slower, and always right.")] = False,
     plan: Annotated[
         str | None, typer.Option(metavar="JSON", help="How to search: the form in which --json prints a plan.")
@@ -65,6 +77,7 @@ def search(
             fusion=None if mix is None else Fusion.from_json(mix),
             recall=recall,
             budget_ms=budget_ms,
+            budget_bytes=budget_bytes,
             plan=None if how is None else Plan.from_json(how),
             exact=exact,
         )

@@ -22,6 +22,8 @@ from nestvec.engine.plan import Plan
 from nestvec.engine.progress import Progress
 from nestvec.errors import InvalidInput, ServiceError
 
+_MOST_BYTES = 47 << 20  # of vectors in a request: in base64 a third more, and a service takes 64 MiB unless told else
+
 
 def explain(
     self: CollectionTarget,
@@ -73,28 +75,30 @@ def calibrate(
 ) -> Operation[Calibration | None]:
     """Measure which plans give which recall at which cost, for later searches to choose from; a job of the service.
 
-    `queries` [b, dims] or `texts` are real questions, 1,000 or more if there are (of more, 1,000 are sent, chosen at
-    random); the more like those to come, the better the promise. Without any, pieces of stored texts are asked, or
-    documents held out of the index. Returns what was measured; None where there is nothing to choose: no index, or
-    another library's. Raises InvalidInput for fewer queries than 100.
+    `queries` [b, dims] or `texts` are real questions, 1,000 or more if there are; of more than 3,000, or of vectors
+    that take more than 47 MiB (over 4,100 dims), a part is sent, chosen at random. The more like those to come, the
+    better the promise. Without any, pieces of stored texts are asked, or documents held out of the index. Returns what
+    was measured; None where there is nothing to choose: no index, or another library's. Raises InvalidInput for fewer
+    queries than 100.
     """
     if queries is not None and texts is not None:
         raise InvalidInput("calibrate with queries or with texts, not with both")
     body: dict[str, Any] = {"kind": "calibrate"}
     if queries is not None:
         packed = wire.vectors_out(queries)
-        body["vectors"] = b64encode(b"".join(packed[i] for i in _some(len(packed)))).decode()
+        fits = _MOST_BYTES // max(len(packed[0]), 1) if packed else MOST
+        body["vectors"] = b64encode(b"".join(packed[i] for i in _some(len(packed), min(fits, MOST)))).decode()
     if texts is not None:
-        body["texts"] = [texts[i] for i in _some(len(texts))]
+        body["texts"] = [texts[i] for i in _some(len(texts), MOST)]
     _, result = yield from job_verbs.run(self, call("POST", f"{self._path}/jobs", body), progress)
     return (yield from calibration(self)) if result["calibrated"] else None
 
 
-def _some(count: int) -> list[int]:
-    """At most as many places as a calibration uses, chosen at random where there are more."""
-    if count <= MOST:
+def _some(count: int, most: int) -> list[int]:
+    """At most so many of `count` places, chosen at random where there are more."""
+    if count <= most:
         return list(range(count))
-    return [int(place) for place in np.random.default_rng(3).permutation(count)[:MOST]]
+    return [int(place) for place in np.random.default_rng(3).permutation(count)[:most]]
 
 
 def live_recall(self: CollectionTarget) -> Operation[list[LiveRecall]]:

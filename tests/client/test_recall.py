@@ -44,6 +44,15 @@ def test_calibration_is_made_waited_for_and_read(client: nestvec.Client, here: n
     assert client.collection("empty").calibrate() is None
 
 
+def test_no_more_vectors_are_sent_than_a_service_takes(
+    client: nestvec.Client, here: nestvec.Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nestvec.client.recall_verbs._MOST_BYTES", 300 * 4 * DIMS + 1)
+    made = client.collection("big").calibrate(points(900, 2))
+    assert made is not None
+    assert {each.queries for each in made.frontiers if each.k == 1} == {300 - 300 // 7}
+
+
 def test_hits_say_what_they_say_in_process(client: nestvec.Client, here: nestvec.Collection) -> None:
     here.calibrate(points(300, 2))
     there, query = client.collection("big"), points(1, 5)[0]

@@ -114,9 +114,7 @@ def what_pairs(collection: Collection) -> str:
             "of pairs --pairs reads"
         )
     ways.append("a file of clicks or judgements: query, document id and perhaps a grade, as .tsv, .jsonl or .parquet")
-    return "a tree is trained from pairs of a query and a document. There could be:\n" + "\n".join(
-        f"  - {way}" for way in ways
-    )
+    return "a tree is trained from pairs of a query and a document. There could be " + "; or ".join(ways)
 
 
 def _queries(collection: Collection, pairs: Pairs) -> F32:
