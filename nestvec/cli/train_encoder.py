@@ -47,7 +47,10 @@ Judges = Annotated[
     ),
 ]
 Negatives = Annotated[str, typer.Option(help="lowest or sampled: which of the candidates.")]
-NegativeCount = Annotated[int, typer.Option(min=1, max=100, help="Hard negatives of a query.")]
+NegativeCount = Annotated[
+    int | None,
+    typer.Option(min=1, max=100, help="Hard negatives of a query. [default: all where a teacher: scores them, else 1]"),
+]
 KeepSeed = Annotated[
     bool | None,
     typer.Option(
@@ -126,7 +129,7 @@ def relabel(
     out: Out,
     judge: Judges,
     negatives: Negatives = "lowest",
-    negative_count: NegativeCount = 1,
+    negative_count: NegativeCount = None,
     keep_seed: KeepSeed = None,
     per_minute: PerMinute = None,
     at_once: AtOnce = 4,

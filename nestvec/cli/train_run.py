@@ -49,7 +49,7 @@ def run(
     encoder_name: EncoderName = "static",
     candidates: Candidates = 20,
     negatives: Negatives = "lowest",
-    negative_count: NegativeCount = 1,
+    negative_count: NegativeCount = None,
     tower: TowerName = "static",
     id_column: IdColumn = None,
     title_column: TitleColumn = "title",
@@ -69,7 +69,7 @@ def run(
     generation = generate.Generation(generator, limit, each, seed=seed)
     mining = mine.Mining(encoder_name, candidates)
     relabelling = relabel.Relabelling(tuple(judge), negatives, negative_count, seed=seed)
-    training = step.Training(tower=tower, negatives=negative_count, seed=seed)
+    training = step.Training(tower=tower, negatives=negative_count or 1, seed=seed)
     passages = passages_of(source, db, id_column, title_column, text_column)
     how: dict[str, Any] = {
         "asking": asking_of(per_minute, at_once),

@@ -25,12 +25,20 @@ Rate = Annotated[float | None, typer.Option("--rate", help="Learning rate. [defa
 LossTemperature = Annotated[float, typer.Option("--temperature", help="Of the softmax over the scores.")]
 SameTower = Annotated[bool, typer.Option(help="Other queries of a batch are negatives too.")]
 HardNegatives = Annotated[int, typer.Option("--negatives", min=0, help="Hard negatives of a query, at most.")]
-Distil = Annotated[float, typer.Option(min=0, help="Weight of the teacher's scores of the candidates.")]
+Distil = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Weight of the teacher's scores of all texts of a triple. [default: 1 for a static tower, of 8 or more]",
+    ),
+]
 Guide = Annotated[str | None, typer.Option(help="Encoder whose nearer-than-positive texts are no negatives.")]
 Tasks = Annotated[bool, typer.Option("--tasks", help='Texts as "task: ... | query: ..." and "title: ... | text: ...".')]
 Patience = Annotated[int, typer.Option(min=1, help="Looks at held-out triples without a gain before it stops.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of what is drawn by chance.")]
-Each = Annotated[int, typer.Option(min=1, max=64, help="Clozes of each 200 words.")]
+Each = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Clozes of each 200 words. [default: 4; of few texts up to 16]")
+]
 Most = Annotated[int, typer.Option(min=1, help="Clozes in all: of more, a sample.")]
 Hold = Annotated[float, typer.Option(min=0, help="Weight of leaving the vectors of general text where they were.")]
 Keep = Annotated[float, typer.Option(min=0, max=0.99, help="Share of the old weights in the average that is written.")]
@@ -47,7 +55,7 @@ def train(
     temperature: LossTemperature = 0.05,
     same_tower: SameTower = True,
     negatives: HardNegatives = 1,
-    distil: Distil = 0.0,
+    distil: Distil = None,
     guide: Guide = None,
     tasks: Tasks = False,
     patience: Patience = 4,
@@ -81,11 +89,11 @@ def adapt(
     source: SourceNames,
     out: Out,
     tower: TowerName = "static",
-    each: Each = 4,
+    each: Each = None,
     most: Most = 60_000,
     epochs: Epochs = 2,
     hold: Hold = 100.0,
-    keep: Keep = 0.3,
+    keep: Keep = 0.5,
     id_column: IdColumn = None,
     title_column: TitleColumn = "title",
     text_column: TextKey = "text",

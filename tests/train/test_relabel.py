@@ -207,6 +207,7 @@ def test_a_cross_encoder_reads_query_and_passage_together(mined: Path, tmp_path:
     for row, pair in zip(judged(mined), rows(mined, "pairs"), strict=True):
         asked = [(pair["query"], passages[each].document) for each in row["doc_ids"]]
         np.testing.assert_allclose(row["scores"][0], model.predict(asked, show_progress_bar=False), atol=1e-5)
+        assert set(row["negatives"]) == set(row["doc_ids"]) - {row["positive"]}, "all that the teacher scored"
 
 
 def tiny_cross_encoder(folder: Path) -> Path:

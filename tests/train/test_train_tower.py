@@ -19,6 +19,7 @@ from nestvec.errors import InvalidInput, MissingDependency
 from nestvec.train.encoder import adapt as adapting
 from nestvec.train.encoder import step
 from nestvec.train.encoder.adapt import Adaptation, clozes
+from nestvec.train.encoder.batches import Triple, batch_loss
 from nestvec.train.encoder.held_out import clear_gain
 from nestvec.train.encoder.step import Training
 from nestvec.train.encoder.tables import Passage, write
@@ -110,6 +111,41 @@ def test_distillation_is_nothing_where_the_teacher_agrees_and_something_where_no
     unit = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)
     alike = losses.distil_batch(3 * unit, unit, temperature=0.1, teacher_temperature=0.1)
     assert float(alike) == pytest.approx(0, abs=1e-5)
+
+
+def test_a_teacher_scores_all_texts_of_a_triple_in_whatever_units(torch: ModuleType) -> None:
+    from nestvec.train.encoder.towers import open_tower
+
+    tower = open_tower("static")
+    wanted = Training(distil=1.0, negatives=1)
+
+    def loss(wanted: Training, **changes: object) -> float:
+        first = Triple("", "read a zip", "zip archives", ("sort a list", "the moon", "tar files"), (0.9, 0.1, 0.2, 0.7))
+        second = Triple("", "sort", "sort a list", ("zip archives", "tar files", "the moon"), (0.8, 0.3, 0.2, 0.1))
+        return float(batch_loss(tower, [replace(first, **changes), second], wanted).detach())  # type: ignore[arg-type]
+
+    asked = loss(wanted)
+    assert loss(wanted, teacher=(0.9, 0.1, 0.2, 0.0)) != pytest.approx(asked, rel=1e-3), "the last text was not read"
+    assert loss(wanted, teacher=(0.9,)) == pytest.approx(loss(replace(wanted, distil=0.0))), "no score of each text"
+    assert loss(replace(wanted, distil=0.0), negatives=("sort a list", "gone", "gone")) == pytest.approx(
+        loss(replace(wanted, distil=0.0))
+    ), "more hard negatives than were asked for"
+    scaled = Triple("", "a zip", "zip archives", ("the moon", "tar files"), (0.9, 0.1, 0.5))
+    other = replace(scaled, teacher=tuple(7 * score - 3 for score in scaled.teacher))
+    assert float(batch_loss(tower, [scaled], wanted)) == pytest.approx(
+        float(batch_loss(tower, [other], wanted)), rel=1e-4
+    )
+
+
+def test_eight_scored_texts_are_learned_from_unasked_by_a_static_tower(torch: ModuleType) -> None:
+    from nestvec.train.encoder.towers import open_tower
+
+    tower, words = open_tower("static"), ("one", "two", "three", "four", "five", "six", "seven")
+    eight = Triple("", "a zip", "zip archives", words, (0.9, 0.1, 0.5, 0.2, 0.3, 0.4, 0.1, 0.2))
+    seven = replace(eight, negatives=words[:-1], teacher=eight.teacher[:-1])
+    for triple, distil in ((eight, 1.0), (seven, 0.0)):
+        asked, unasked = (batch_loss(tower, [triple], Training(distil=each)) for each in (distil, None))
+        assert float(asked) == float(unasked)
 
 
 def test_training_gains_on_held_out_triples_and_gives_an_encoder_with_a_card(
@@ -222,6 +258,18 @@ def test_clozes_are_the_same_for_a_seed_and_mostly_taken_out_of_their_texts(few:
     assert found != clozes(few, Adaptation(each=4, seed=1))
     left_in = np.mean([triple.query in triple.positive for triple in found])
     assert 0.2 < left_in < 0.45
+
+
+def test_few_texts_give_more_clozes_each_to_a_static_tower() -> None:
+    def each(texts: int, wanted: Adaptation) -> float:
+        passages = [Passage(str(number), "", "one two three four " * 4) for number in range(texts)]
+        return len(clozes(passages, wanted)) / texts
+
+    assert each(100, Adaptation()) == 16
+    assert each(2000, Adaptation()) == 8
+    assert each(6000, Adaptation()) == 4
+    assert each(100, Adaptation("sentence-transformers:model")) == 4
+    assert each(100, Adaptation(each=2)) == 2
 
 
 def test_settings_and_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ clozes gain nothing, no encoder is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,27 +35,29 @@ _COMMON = 0.05
 """Half of what a word learned stays where this share of the texts holds it."""
 _JUDGES = 200
 """Clozes held out of few, up to a fifth of them: so many can tell a gain from chance."""
+_EACH, _EACH_MOST, _ENOUGH = 4, 16, 16_000
+"""Clozes of a part, and of few parts up to so many of each until there are enough: 20 steps teach little."""
 
 
 @dataclass(frozen=True)
 class Adaptation:
-    """How to adapt. `each`: clozes of a part of a passage, of all of them at most `most`; `hold`: weight of leaving the
-    vectors of general text where they were; `keep`: weight of the encoder one starts from in the average."""
+    """How to adapt. `each`: clozes of a part of a passage (None: 4, and for a static tower up to 16 where parts are
+    few), of all of them at most `most`; `hold`: weight of leaving the vectors of general text where they were; `keep`:
+    weight of the encoder one starts from in the average."""
 
     tower: str = "static"
-    each: int = 4
+    each: int | None = None
     most: int = 60_000
     epochs: int = 2
     hold: float = 100.0
-    keep: float = 0.3
+    keep: float = 0.5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.each <= 64 or self.most < 1 or self.epochs < 1 or self.hold < 0 or not 0 <= self.keep < 1:
-            raise InvalidInput(
-                f"expected 1 to 64 clozes of a passage, at least 1 in all, an epoch, hold from 0, keep in [0, 1); "
-                f"got {self}"
-            )
+        if self.each is not None and not 1 <= self.each <= 64:
+            raise InvalidInput(f"expected 1 to 64 clozes of a passage; got {self.each}")
+        if self.most < 1 or self.epochs < 1 or self.hold < 0 or not 0 <= self.keep < 1:
+            raise InvalidInput(f"expected at least 1 cloze in all, an epoch, hold from 0, keep in [0, 1); got {self}")
 
 
 def adapt(
@@ -78,7 +81,7 @@ def adapt(
         refuse=True,
         seed=wanted.seed,
     )
-    if wanted.tower.partition(":")[0] != "static":
+    if not _static(wanted):
         training = replace(training, batch=32)
     data = {"passages": digest_of_passages(passages), "count": len(passages), "clozes": asdict(wanted)}
     scratch = run_folder(run_folder(out) / "training")
@@ -89,16 +92,23 @@ def clozes(passages: Sequence[Passage], wanted: Adaptation) -> list[Triple]:
     """`each` clozes of every part of every passage, none of a text under 12 words; of more than `most` a sample. All
     drawn by the seed."""
     rng = np.random.default_rng([wanted.seed, 3])
-    found = []
-    for passage in passages:
-        words = passage.text.split()
-        for start in range(0, len(words), _LONGEST):
-            part = " ".join(words[start : start + _LONGEST])
-            if len(words) - start >= _SHORTEST:
-                found += [_cloze(passage.title, part, rng) for _ in range(wanted.each)]
+    parts = [(passage.title, part) for passage in passages for part in _parts(passage.text)]
+    enough = _ENOUGH if _static(wanted) else 0  # a network's batches are small: it makes more steps of the same
+    each = wanted.each or min(_EACH_MOST, max(_EACH, math.ceil(enough / max(1, len(parts)))))
+    found = [_cloze(title, part, rng) for title, part in parts for _ in range(each)]
     if len(found) <= wanted.most:
         return found
     return [found[i] for i in rng.permutation(len(found))[: wanted.most]]
+
+
+def _static(wanted: Adaptation) -> bool:
+    return wanted.tower.partition(":")[0] == "static"
+
+
+def _parts(text: str) -> Iterator[str]:
+    words = text.split()
+    for start in range(0, len(words) - _SHORTEST + 1, _LONGEST):
+        yield " ".join(words[start : start + _LONGEST])
 
 
 def _cloze(title: str, text: str, rng: np.random.Generator) -> Triple:

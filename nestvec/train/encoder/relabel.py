@@ -21,7 +21,7 @@ from nestvec.engine.progress import Progress, silent
 from nestvec.errors import InvalidInput
 from nestvec.train.encoder import prompts
 from nestvec.train.encoder.generate import EXTRACT, NOT_PACED, Asking, Confirm
-from nestvec.train.encoder.judges import Judge, Question, llm_judges, local_judge
+from nestvec.train.encoder.judges import TEACHER, Judge, Question, llm_judges, local_judge
 from nestvec.train.encoder.llm import Estimate, Llm
 from nestvec.train.encoder.tables import Passage, Step, read_passages, rows, write
 from nestvec.train.encoder.threads import in_threads
@@ -30,24 +30,26 @@ from nestvec.train.files import Journal, Row, digest_of_json, journal
 CONSTANT = 60
 ANSWERS, SCORES = "relabel-answers.jsonl", "relabel-scores.jsonl"
 NEGATIVES = ("lowest", "sampled")
+_MOST = 100
 
 
 @dataclass(frozen=True)
 class Relabelling:
     """Who judges, and what is made of it. `negatives`: "lowest" of the candidates or "sampled" by `seed` from all but
-    the positive, `count` of them. `keep_seed`: the positive stays the seed; None: where all queries are the
-    passages' own words (`extract`), for there a teacher's choice made a worse encoder (docs/train-encoder.md)."""
+    the positive, `count` of them (None: all where a `teacher:` scores them, to be learned from; else 1). `keep_seed`:
+    the positive stays the seed; None: where all queries are the passages' own words (`extract`), for there a teacher's
+    choice made a worse encoder (docs/train-encoder.md)."""
 
     judges: tuple[str, ...]
     negatives: str = "lowest"
-    count: int = 1
+    count: int | None = None
     keep_seed: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.judges or len(set(self.judges)) < len(self.judges):
             raise InvalidInput(f"expected at least one judge, and none twice; got {', '.join(self.judges) or 'none'}")
-        if self.negatives not in NEGATIVES or not 1 <= self.count <= 100:
+        if self.negatives not in NEGATIVES or (self.count is not None and not 1 <= self.count <= _MOST):
             expected = f"--negatives must be {' or '.join(NEGATIVES)}, and 1 to 100 of them"
             raise InvalidInput(f"{expected}; got {self.count} {self.negatives}")
 
@@ -85,6 +87,8 @@ def relabel(
     if wanted.keep_seed is None:
         own = all(pair["generator"].startswith(f"{EXTRACT}:") for pair in pairs)
         wanted = replace(wanted, keep_seed=own)
+    if wanted.count is None:
+        wanted = replace(wanted, count=_MOST if judges[0].name.startswith(TEACHER) else 1)
     judged = [
         _judged(question, seed, names, [by_id[question.id] for by_id in scores], wanted)
         for question, seed in zip(questions, seeds, strict=True)
@@ -171,7 +175,7 @@ def _judged(question: Question, seed: str, names: list[str], scores: list[list[f
         negatives = rest[::-1][: wanted.count]
     else:
         drawn = random.Random(f"{wanted.seed} {question.id}")
-        negatives = drawn.sample(rest, min(wanted.count, len(rest)))
+        negatives = drawn.sample(rest, min(wanted.count or 1, len(rest)))
     return {
         "id": question.id,
         "positive": positive,

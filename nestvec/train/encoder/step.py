@@ -38,12 +38,13 @@ _SAVE_SECONDS = 60.0
 @dataclass(frozen=True)
 class Training:
     """How to train. `rate` and `batch` None: as the tower proposes. `negatives`: hard ones of each query at most;
-    `distil`: weight of the teacher's scores; `guide`: an encoder's name, whose nearer-than-positive texts are no
-    negatives; `hold`: weight of leaving the vectors of general text where they were; `keep`: share of the weights one
-    starts from in the average that is written; `common`: a word that this share of the texts holds keeps half of what
-    it would have moved, one of more texts less (0: no word does); `tasks`: the input format "task: ... | query: ..."
-    and "title: ... | text: ..."; `patience`: looks at what is held out without a gain before it stops; `refuse`: write
-    nothing where the gain of the held-out queries is not clear of chance."""
+    `distil`: weight of the teacher's scores of all texts of a triple (None: 1 where a static tower has 8 or more of
+    each, else 0); `guide`: an encoder's name, whose nearer-than-positive texts are no negatives; `hold`: weight of
+    leaving the vectors of general text where they were; `keep`: share of the weights one starts from in the average
+    that is written; `common`: a word that this share of the texts holds keeps half of what it would have moved, one of
+    more texts less (0: no word does); `tasks`: the input format "task: ... | query: ..." and "title: ... | text: ...";
+    `patience`: looks at what is held out without a gain before it stops; `refuse`: write nothing where the gain of the
+    held-out queries is not clear of chance."""
 
     tower: str = "static"
     epochs: int = 3
@@ -54,7 +55,7 @@ class Training:
     negatives: int = 1
     hold: float = 0.0
     keep: float = 0.0
-    distil: float = 0.0
+    distil: float | None = None
     guide: str | None = None
     common: float = 0.0
     tasks: bool = False
@@ -66,7 +67,7 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1 or (self.batch is not None and self.batch < 2) or not 0 < self.temperature <= 1:
             raise InvalidInput(f"expected at least 1 epoch, a batch of 2, a temperature in (0, 1]; got {self}")
-        if min(self.negatives, self.distil, self.hold) < 0 or self.patience < 1:
+        if min(self.negatives, self.distil or 0, self.hold) < 0 or self.patience < 1:
             raise InvalidInput(f"expected negatives, distil and hold of at least 0, patience of 1; got {self}")
         if not 0 < self.held_out < 1 > self.keep >= 0 or not 0 <= self.common < 1:
             raise InvalidInput(f"expected held_out in (0, 1), keep and common in [0, 1); got {self}")
@@ -283,8 +284,8 @@ def _resumed(
         return Run(held_out.likelihood(tower, wanted.temperature)), optimizer, tower.state()
     tower.restore(_part(arrays, "tower."))
     for number, parameter in enumerate(parameters):
-        moments = {name: arrays[f"adam.{number}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = moments
+        moments = {name: arrays[f"adam.{number}.{name}"].to(parameter.device) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {"step": arrays[f"adam.{number}.step"], **moments}
     return Run(**facts["run"]), optimizer, _part(arrays, "best.")
 
 

@@ -180,9 +180,10 @@ class TransformerTower:
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """f32 [len(texts), dims]."""
         self._model.train(torch.is_grad_enabled())  # dropout is for learning, not for measuring
-        read = self._model.tokenize(list(texts))  # tensors, and facts about the kind of input
+        read = getattr(self._model, "preprocess", self._model.tokenize)  # its name from sentence-transformers 6 on
+        inputs = read(list(texts))  # tensors, and facts about the kind of input
         device = self._model.device
-        features = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in read.items()}
+        features = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
         found: Tensor = self._model(features)["sentence_embedding"]
         return found
 
