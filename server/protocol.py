@@ -63,7 +63,7 @@ class GuardedProtocol(_Protocol):
         answer = self.door.refusal_of(head.headers)
         if answer is not None:
             self._between = True
-            self.transport.write(answer)
+            self._refuse(answer)
             self._keep_alive()
             return True
         self._plain = not self.lane.take(self, head, data[end:])
@@ -100,12 +100,17 @@ class GuardedProtocol(_Protocol):
         answer = self.door.refusal(self.url, self.headers)
         if answer is not None:
             self._refused = True
-            self.transport.write(answer)
+            self._refuse(answer)
             return
         if self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1":
             self._head, self._kept, self._whole = self.lane.head(self.url, self.headers), b"", False
         if self._head is None:
             self._enter()
+
+    def _refuse(self, answer: bytes) -> None:
+        self.transport.write(answer)
+        if self.flow.write_paused:  # 64 KiB of refusals are not read: more would only take memory
+            self.transport.abort()
 
     def _enter(self) -> None:
         """Begin the ordinary way of a request that the door has let in."""

@@ -102,6 +102,13 @@ def test_an_idle_connection_is_not_cut_for_a_refusal(app: FastAPI, served: Serve
         assert answer(wire)[0] == 503
 
 
+def test_who_does_not_read_refusals_is_cut(app: FastAPI, served: Served) -> None:
+    with full(app, served) as (url, _), connect(url) as wire:
+        wire.settimeout(60)
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            wire.sendall((ASK + BODY) * 60_000)
+
+
 def test_refusals_are_counted_and_told_in_one_line(app: FastAPI, served: Served, log: io.BytesIO) -> None:
     with full(app, served) as (url, _), connect(url) as wire:
         for _ in range(5):
