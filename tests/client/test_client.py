@@ -472,6 +472,7 @@ NOT_REMOTE = {
         "import_batches",
         "install_tree",
         "part",
+        "begin_upsert",  # the service answers when it is committed
         "reader",
         "verify",
         "warm",
