@@ -222,7 +222,7 @@ class SnapshotKeeper:
         dead = catalog.tombstones_after(connection, known.state.tombstone)
         sealed = known.sealed.without(dead) if len(dead) else known.sealed
         delta = self._buffer.view(known.delta.live, dead)
-        return Snapshot(state, known.generation, sealed, delta, calibration=known.calibration)
+        return Snapshot(state, known.generation, sealed, delta, calibration=known.calibration, choices=known.choices)
 
     def _load(self, connection: apsw.Connection, known: Snapshot | None, state: State) -> Snapshot:
         generation = self._generation(connection, known)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -139,7 +139,8 @@ def both(mask: NDArray[np.bool_], live: Live) -> tuple[Live, int]:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One instant: `state` tells which. `rows` counts live rows. `whole`: where a filter took its live rows from."""
+    """One instant: `state` tells which. `rows` counts live rows. `whole`: where a filter took its live rows from.
+    `choices`: the plans of late, by what they depend on while generation and calibration stay."""
 
     state: State
     generation: Generation | None
@@ -147,6 +148,7 @@ class Snapshot:
     delta: Delta
     whole: Snapshot | None = None
     calibration: Calibration | None = None
+    choices: Recent[tuple[Goal, int, int, bool], Choice] = field(default_factory=Recent)
 
     @property
     def segments(self) -> tuple[SegmentView, ...]:
@@ -161,7 +163,7 @@ class Snapshot:
         if found is None:
             sealed = self.sealed.matching(connection, self.state, filter)
             delta = self.delta.matching(connection, self.state, filter)
-            found = self._matching.keep(filter, replace(self, sealed=sealed, delta=delta, whole=self))
+            found = self._matching.keep(filter, replace(self, sealed=sealed, delta=delta, whole=self, choices=Recent()))
         return found
 
     @cached_property
@@ -229,14 +231,8 @@ class Snapshot:
 
     def choose(self, config: CollectionConfig, goal: Goal, k: int) -> Choice:
         """The plan of a query that brings none, and why."""
-        made = self._choices.get((goal, k))
-        if made is None:
-            made = self._choices.keep((goal, k), self._chosen(config, goal, k))
-        return made
-
-    @cached_property
-    def _choices(self) -> Recent[tuple[Goal, int], Choice]:
-        return Recent()
+        asked = goal, k, self.rows, bool(self.sealed.coded)
+        return self.choices.get(asked) or self.choices.keep(asked, self._chosen(config, goal, k))
 
     def _chosen(self, config: CollectionConfig, goal: Goal, k: int) -> Choice:
         rows = self.whole.rows if self.whole is not None else self.rows
