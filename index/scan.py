@@ -99,11 +99,8 @@ def best_reaching(
 ) -> tuple[Rows, Scores]:
     """`exact_search` of float32|float16 [n, d] for float32 [d], contiguous, over a few rows int64 [m], ascending, and
     only those that score at least `floor`: for rows beside an index, of which most answers hold none."""
-    scores = _rescore(vectors, query, rows, metric)
-    within = np.flatnonzero(scores >= floor)
-    if not len(within):
-        return within, scores[within]
-    return top_k(scores[within], rows[within], k)
+    found, scores = _reaching(vectors, query, rows, floor, metric)
+    return top_k(scores, found, k) if len(found) else (found, scores)
 
 
 def rows_reaching(
@@ -142,10 +139,9 @@ def rows_reaching(
 def _score_rows(vectors: Vectors, queries: Float32, k: int, metric: Metric, rows: Rows, best: list[_Best]) -> None:
     """Bring `best` up to date with these rows, one query after another."""
     for query, found in zip(queries, best, strict=True):
-        scores = _rescore(vectors, query, rows, metric)
-        within = np.flatnonzero(scores >= found.floor(k))
-        chosen = np.concatenate((found.rows, rows[within]))
-        found.rows, found.scores = top_k(np.concatenate((found.scores, scores[within])), chosen, k)
+        chosen, scores = _reaching(vectors, query, rows, found.floor(k), metric)
+        rows_met, scores_met = np.concatenate((found.rows, chosen)), np.concatenate((found.scores, scores))
+        found.rows, found.scores = top_k(scores_met, rows_met, k)
 
 
 def _search_block(
@@ -176,6 +172,13 @@ def _shortlist(lower: Float32, upper: Float32, k: int, floor: float) -> npt.NDAr
         kth = np.partition(sure, sure.shape[0] - k)[sure.shape[0] - k]
         picked = picked[upper[picked] >= kth]
     return picked
+
+
+def _reaching(vectors: Vectors, query: Float32, rows: Rows, floor: float, metric: Metric) -> tuple[Rows, Scores]:
+    """Those of the rows that score at least `floor`, in their order."""
+    scores = _rescore(vectors, query, rows, metric)
+    within = np.flatnonzero(scores >= floor)
+    return rows[within], scores[within]
 
 
 def _rescore(vectors: Vectors, query: Float32, rows: Rows, metric: Metric) -> Scores:

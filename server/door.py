@@ -46,18 +46,23 @@ class Door:
 
         Health and metrics are always let through, traced requests for the sake of their span.
         """
-        if not self._service.admission.full or not path.startswith(b"/v1/"):
+        if not self._full or not path.startswith(b"/v1/"):
             return None
         known = dict(headers)
         length = known.get(b"content-length", b"0")
         if b"transfer-encoding" in known or b"expect" in known or not length.isdigit() or int(length[:9]) > _SMALL:
             return None
-        return self.refusal_of(known)
+        return self._refusal(known)
 
     def refusal_of(self, headers: Mapping[bytes, bytes]) -> bytes | None:
         """`refusal` of a small request that is there as a whole, and for the lane."""
-        if not self._service.admission.full or self._service.tracing.on:
-            return None
+        return self._refusal(headers) if self._full else None
+
+    @property
+    def _full(self) -> bool:
+        return self._service.admission.full and not self._service.tracing.on
+
+    def _refusal(self, headers: Mapping[bytes, bytes]) -> bytes:
         problem = self._service.admission.refuse()
         self._service.metrics.answered(NO_ROUTE, "any", problem.status, 0.0)
         self._note()

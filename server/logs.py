@@ -39,9 +39,9 @@ class RequestLog:
         self._stream = stream or sys.stderr.buffer
         self._least = logging.getLevelNamesMapping()[level.upper()]
 
-    def note(self, met: Iterable[Line]) -> None:
+    def note(self, lines: Iterable[Line]) -> None:
         """A line each, at one time; those of failed requests are warnings."""
-        chosen = [line for line in met if (logging.WARNING if line.status >= 500 else logging.INFO) >= self._least]
+        chosen = [line for line in lines if (logging.WARNING if line.status >= 500 else logging.INFO) >= self._least]
         if chosen:
             now, encode = _now(), _LINES.encode
             starts = [_start("request", "warning" if line.status >= 500 else "info", now) for line in chosen]

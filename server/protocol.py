@@ -89,12 +89,11 @@ class GuardedProtocol(_Protocol):
         self.url, self.headers, self.expect_100_continue = b"", [], False
 
     def on_headers_complete(self) -> None:
+        plain, self._plain = self._plain, False
         if self.working() or not self.parser.should_keep_alive():
-            self._plain = False
             self._begin()
             return
-        if self._plain:
-            self._plain = False
+        if plain:
             self._enter()
             return
         answer = self.door.refusal(self.url, self.headers)

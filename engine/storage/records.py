@@ -38,12 +38,8 @@ class RecordMemory:
 
     def read(self, connection: apsw.Connection, seqs: NDArray[np.int64]) -> list[StoredRecord]:
         """`read_records`: (id, payload, text) of live records i64 [n], in the order asked for. Raises Damaged."""
-        wanted: list[int] = seqs.tolist()
-        young = self._young
-        try:
-            return [young[seq] for seq in wanted]
-        except KeyError:
-            return self._completed(connection, wanted)
+        known = self.known(seqs)
+        return self._completed(connection, seqs.tolist()) if known is None else known
 
     def _completed(self, connection: apsw.Connection, wanted: list[int]) -> list[StoredRecord]:
         young, old = self._young, self._old
